@@ -1,0 +1,93 @@
+"""The base model of a steering repo: where it is, whether it fits, how it is loaded."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from steered_moe import hub
+from steered_moe.errors import BaseModelError
+from steered_moe.fit import ModelShape, check_fit
+from steered_moe.routers import find_routers
+from steered_moe.storage import SteeringRepo
+
+logger = logging.getLogger(__name__)
+
+
+def load_base(
+    base: str, revision: str | None, repo: SteeringRepo, *model_args: Any, **kwargs: Any
+) -> PreTrainedModel:
+    """Check a steering repo against the base's config, then load the base's weights.
+
+    Args:
+        base: Hub id or folder.
+        revision: Revision of the base.
+        repo: The steerings, and what the repo says of its base.
+        model_args: For ``AutoModelForCausalLM.from_pretrained``.
+        kwargs: For the same.
+
+    Raises:
+        BaseModelError: Another model type, or wrong layers, experts or top-k.
+        RouterError: The base has no router that can be steered.
+    """
+    names = (*hub.KWARGS, "trust_remote_code")
+    config_kwargs = {name: kwargs[name] for name in names if name in kwargs}
+    config = AutoConfig.from_pretrained(base, revision=revision, **config_kwargs)
+    expected = repo.base.get("base_model_type")
+    if expected not in (None, config.model_type):
+        raise BaseModelError(
+            f"the steering was made for a {expected!r} model but {base} is {config.model_type!r}; "
+            "load the base model that the steering names"
+        )
+    check_base(repo, config, kwargs.get("trust_remote_code"))
+    return AutoModelForCausalLM.from_pretrained(base, *model_args, revision=revision, **kwargs)
+
+
+def check_base(repo: SteeringRepo, config: Any, trust_remote_code: bool | None = None) -> None:
+    """Check that every steering of a repo fits a model of this config, without any weight.
+
+    Raises:
+        RouterError: A model without routers, or whose routers cannot be steered.
+        BaseModelError: Wrong layers, experts or top-k, with value and fix.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    shape = ModelShape.of(find_routers(model), model)
+    for name, found in shape.fields.items():
+        if repo.base.get(name) not in (None, found):
+            raise BaseModelError(
+                f"the steering was made for {name}={repo.base[name]} but this base model has "
+                f"{found}; load the base model that the steering names"
+            )
+    for steering in repo.steerings:
+        check_fit(steering, shape, model)
+
+
+def locate_base(
+    repo: SteeringRepo, folder: Path, override: str | os.PathLike[str] | None
+) -> tuple[str, str | None]:
+    """Name and revision of the base; a relative path counts from the steering repo's folder."""
+    if override is not None:
+        name, _, revision = os.fspath(override).partition("@")
+        return name, revision or None
+    recorded = repo.base.get("base_model_name_or_path")
+    if not recorded:
+        raise BaseModelError(f"{folder} names no base model; pass base_model='...'")
+    if recorded.startswith(("./", "../")):
+        return str((folder / recorded).resolve()), None
+    return recorded, repo.base.get("base_model_revision")
+
+
+def portable(name: str | None, folder: Path) -> str | None:
+    """A local base is recorded relative to the steering repo, so that both can move together."""
+    if name is None:
+        logger.warning("the base model has no name, so loading this steering needs base_model=")
+        return None
+    if not Path(name).is_dir():
+        return name
+    return os.path.join(".", os.path.relpath(name, folder))  # noqa: PTH118 - Path drops "./"

@@ -1,0 +1,165 @@
+"""The ``steered-moe`` command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import SequenceMatcher
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoTokenizer
+
+from steered_moe import hub
+from steered_moe.cards import SCALE_FORMULAS, heat_map
+from steered_moe.errors import SteeredMoEError
+from steered_moe.generation import Comparison, Counter, compare, encode
+from steered_moe.modeling import SteeredMoEForCausalLM
+from steered_moe.storage import SteeringRepo, read_repo
+
+app = typer.Typer(
+    help="Steer the routers of Mixture-of-Experts language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+Repo = Annotated[str, typer.Argument(help="Steering repo: a folder, a Hub id, or id@revision.")]
+Prompt = Annotated[str, typer.Argument(help="The text to go on from.")]
+Strength = Annotated[float | None, typer.Option(help="Overrides the recorded strength; 0 is off.")]
+BaseModel = Annotated[str | None, typer.Option(help="Overrides the recorded base model.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+DeviceMap = Annotated[str | None, typer.Option(help="For example auto, cpu or cuda:0.")]
+Chat = Annotated[bool | None, typer.Option(help="Chat template; by default if there is one.")]
+
+
+@app.command()
+def inspect(repo: Repo) -> None:
+    """Show what a steering repo holds: base model, layers, experts, strength, a picture."""
+    with _errors():
+        content = read_repo(hub.fetch(repo))
+    console.print(_base_table(content, repo))
+    for steering, strength in zip(content.steerings, content.strengths, strict=True):
+        rows = {
+            "edit": SCALE_FORMULAS[steering.scale],
+            "strength": strength,
+            "experts steered": f"{steering.num_steered_experts} in {len(steering.layers)} layers",
+            **steering.provenance,
+            "fingerprint": steering.fingerprint,
+        }
+        console.print(_table(f"steering {steering.name}", rows))
+        console.print("layer | experts, darker is stronger", style="dim")
+        console.print("\n".join(heat_map(steering)), markup=False, highlight=False)
+
+
+@app.command()
+def generate(
+    repo: Repo,
+    prompt: Prompt,
+    strength: Strength = None,
+    base_model: BaseModel = None,
+    max_new_tokens: MaxTokens = 128,
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    chat: Chat = None,
+) -> None:
+    """Answer a prompt with the steered model (greedy)."""
+    with _errors():
+        model, tokenizer = _load(repo, strength, base_model, dtype, device_map)
+        inputs = {k: v.to(model.device) for k, v in encode(tokenizer, [prompt], chat).items()}
+        with _progress("generating", max_new_tokens) as tick:
+            output = model.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=Counter(tick)
+            )
+    answer = output[0, inputs["input_ids"].shape[1] :]
+    console.print(tokenizer.decode(answer, skip_special_tokens=True), markup=False)
+
+
+@app.command(name="compare")
+def compare_command(
+    repo: Repo,
+    prompt: Prompt,
+    strength: Strength = None,
+    base_model: BaseModel = None,
+    max_new_tokens: MaxTokens = 128,
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    chat: Chat = None,
+) -> None:
+    """Answer a prompt with base and steered model side by side, in one batched pass."""
+    with _errors():
+        model, tokenizer = _load(repo, strength, base_model, dtype, device_map)
+        inputs = encode(tokenizer, [prompt], chat)
+        with _progress("generating", max_new_tokens) as tick:
+            result = compare(model, inputs, tick, max_new_tokens=max_new_tokens)
+    console.print(_side_by_side(result, tokenizer, model.strength))
+    console.print(_changes(result, model))
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Errors with a message for people become one line; everything else keeps its traceback."""
+    try:
+        yield
+    except (SteeredMoEError, OSError) as error:
+        Console(stderr=True).print(f"[red]{type(error).__name__}[/]: {escape(str(error))}")
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Any]:
+    """A bar on stderr that goes away at the end; yields the function that moves it on by one."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)
+
+
+def _load(
+    repo: str, strength: float | None, base_model: str | None, dtype: str, device_map: str | None
+) -> tuple[SteeredMoEForCausalLM, Any]:
+    options: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
+    model = SteeredMoEForCausalLM.from_pretrained(
+        repo, strength=strength, base_model=base_model, dtype=dtype, **options
+    )
+    return model, AutoTokenizer.from_pretrained(model.config.name_or_path)
+
+
+def _table(title: str, rows: dict[str, Any]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    for key, value in rows.items():
+        table.add_row(key, escape(str(value)))
+    return table
+
+
+def _base_table(content: SteeringRepo, repo: str) -> Table:
+    return _table(escape(repo), {k: v for k, v in content.base.items() if v is not None})
+
+
+def _side_by_side(result: Comparison, tokenizer: Any, strength: Any) -> Table:
+    """Both texts; tokens that the other side lacks are marked."""
+    table = Table("base", f"steered, strength {strength}", show_lines=True, expand=True)
+    marks = SequenceMatcher(a=result.base, b=result.steered, autojunk=False).get_opcodes()
+    left, right = Text(), Text()
+    for kind, a, b, c, d in marks:
+        style = "" if kind == "equal" else "bold reverse"
+        left.append(tokenizer.decode(result.base[a:b]), style)
+        right.append(tokenizer.decode(result.steered[c:d]), style)
+    table.add_row(left, right)
+    return table
+
+
+def _changes(result: Comparison, model: SteeredMoEForCausalLM) -> Table:
+    """How many routing choices of the prompt steering changed, layer by layer."""
+    steered = {int(layer) for s in model.steerings.values() for layer in s.layers}
+    table = Table("layer", "steered", "prompt's routing choices changed", "")
+    for layer, share in result.changed.items():
+        mark = "yes" if layer in steered else ""
+        table.add_row(str(layer), mark, f"{share:.1%}", "█" * round(share * 40))
+    return table

@@ -1,0 +1,52 @@
+"""`SteeredMoEConfig`: what transformers' Auto classes see of a steering repo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from steered_moe.storage import BASE_FIELDS, FORMAT_VERSION, MODEL_TYPE, check_config
+
+
+class SteeredMoEConfig(PreTrainedConfig):
+    """Config of a steering repo, see `steered_moe.storage` for the fields.
+
+    It describes the base model by name and shape and lists the steerings; it is not the config of
+    the base model, which a loaded model keeps as its own.
+
+    Raises:
+        FormatError: A field that cannot be right, with value and fix.
+    """
+
+    model_type = MODEL_TYPE
+
+    format_version: int = FORMAT_VERSION
+    base_model_name_or_path: str | None = None
+    base_model_revision: str | None = None
+    base_model_type: str | None = None
+    num_hidden_layers: int | None = None
+    num_experts: int | None = None
+    num_experts_per_tok: int | None = None
+    steerings: list[Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.steerings is not None:  # transformers also makes an empty one, to find defaults
+            check_config(self._fields())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of ``config.json``, without transformers' own bookkeeping."""
+        return self._fields()
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Same as `to_dict`: a steering repo is written whole."""
+        return self._fields()
+
+    def _fields(self) -> dict[str, Any]:
+        names = ("format_version", *BASE_FIELDS, "steerings")
+        fields = {name: getattr(self, name) for name in names}
+        return {"model_type": MODEL_TYPE, "architectures": self.architectures, **fields}
+
+
+AutoConfig.register(MODEL_TYPE, SteeredMoEConfig)

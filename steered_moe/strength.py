@@ -1,0 +1,39 @@
+"""Strength: the number that turns a steering up, down or off, per batch or per row of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from steered_moe.errors import SteeringError
+
+Strength = float | Sequence[float] | Tensor
+"""One number for everything, or one per row of the batch (a sequence or a 1-D tensor)."""
+
+
+def as_rows(strength: Strength) -> Tensor:
+    """``strength`` as a float32 tensor ``(rows,)`` on the CPU; one row when it is a number.
+
+    Raises:
+        SteeringError: Not a number or a 1-D list of numbers, empty, or not finite.
+    """
+    try:
+        rows = torch.as_tensor(strength, dtype=torch.float32).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SteeringError(
+            f"strength is {strength!r}; give a number, or one number per row of the batch"
+        ) from error
+    if rows.dim() > 1 or rows.numel() == 0:
+        raise SteeringError(
+            f"strength has shape {tuple(rows.shape)}; give a number, or one per row of the batch"
+        )
+    if not torch.isfinite(rows).all():
+        raise SteeringError(f"strength is {strength!r}; it must be finite")
+    return rows.reshape(-1).clone()
+
+
+def as_given(rows: Tensor) -> float | Tensor:
+    """The inverse of `as_rows` for people: a float when one number holds for everything."""
+    return float(rows) if len(rows) == 1 else rows.clone()
