@@ -47,7 +47,7 @@ def _watch(
 ) -> Any:
     scope = RouterScope(Edit(router.num_experts), router.weight_shape)
     if name != "forward":
-        scope.leading = args[0].shape[:-1]
+        scope.leading = args[-1].shape[:-1]
     with scope:
         output = original(*args, **kwargs)
     if scope.selected:

@@ -1,8 +1,9 @@
 """Find the routers of any Mixture-of-Experts model in transformers.
 
 transformers itself says which module class of a model yields router logits, and at which place of
-its output (the ``router_logits`` entry of ``_can_record_outputs``). What that entry does not say is
-held as data below.
+its output (the ``router_logits`` entry of ``_can_record_outputs``). Before transformers 5.19 some
+models lack the entry; there the router is the module that stands beside the experts. What neither
+says is held as data below.
 """
 
 from __future__ import annotations
@@ -29,8 +30,15 @@ UNSTEERABLE: Mapping[str, str] = MappingProxyType(
 SHARED_COLUMNS: Mapping[str, str] = MappingProxyType({"InklingTopkRouter": "n_shared_experts"})
 """Routers that also score shared experts: attribute that counts these last columns."""
 
-SELECTING_METHOD: Mapping[str, str] = MappingProxyType({"DbrxRouter": "route_tokens_to_experts"})
-"""Routers that return logits only: the method of their parent that picks the experts."""
+SELECTING_METHOD = "route_tokens_to_experts"
+"""Where a router returns logits only (dbrx), the method of its parent that picks the experts; the
+logits are its last argument."""
+
+BESIDE_EXPERTS = ("router", "gate")
+"""Names of a router that stands beside a module called ``experts``."""
+
+TOP_K = ("top_k", "top_k_experts", "num_experts_per_tok", "moe_topk")
+"""Names under which a router, its parent or their config say how many experts a token gets."""
 
 ATTENTION = ("self_attn", "self_attention", "attention")
 """Routers below these modules pick attention experts (jetmoe); feed-forward ones are steered."""
@@ -49,7 +57,7 @@ class Router:
             longcat_flash and the skip expert of zaya count, shared experts do not.
         top_k: How many of them each token gets.
         weight_shape: ``(columns, features)`` of the weight whose product makes the logits.
-        logits_index: Where the logits stand in the module's output.
+        logits_index: Where the logits stand in the module's output; None where nothing says so.
     """
 
     layer: int
@@ -59,14 +67,14 @@ class Router:
     num_experts: int
     top_k: int
     weight_shape: tuple[int, int]
-    logits_index: int
+    logits_index: int | None
 
     @property
     def entries(self) -> list[tuple[nn.Module, str]]:
         """Methods in which logits are made or experts picked: module and name, forward first."""
-        method = SELECTING_METHOD.get(type(self.module).__name__)
         forward = (self.module, "forward")
-        return [forward] if method is None else [forward, (self.parent, method)]
+        selects = hasattr(self.parent, SELECTING_METHOD)
+        return [forward, (self.parent, SELECTING_METHOD)] if selects else [forward]
 
 
 def find_routers(model: nn.Module) -> list[Router]:
@@ -78,7 +86,8 @@ def find_routers(model: nn.Module) -> list[Router]:
     Raises:
         RouterError: The model has no router, or none that can be steered; says why.
     """
-    found = [_describe(model, path, index) for path, index in _recorded(model)]
+    places = [*_recorded(model)] or [*_beside_experts(model)]
+    found = [_describe(model, path, index) for path, index in places]
     if not found:
         reasons = [f"{path}: {reason}" for path, reason in unsteerable(model).items()]
         name = type(model).__name__
@@ -114,14 +123,14 @@ def num_layers(model: nn.Module, routers: Sequence[Router]) -> int:
     return len(model.get_submodule(path[: path.index(f".{routers[0].layer}.")]))  # type: ignore[arg-type]
 
 
-def _recorded(model: nn.Module) -> Iterator[tuple[str, int]]:
+def _recorded(model: nn.Module) -> Iterator[tuple[str, int | None]]:
     """Paths of the modules that transformers records router logits from, innermost only."""
     specs = [spec for sub in model.modules() for spec in _recorders(sub)]
     matches = {
         path: spec.index
         for path, module in model.named_modules()
         for spec in specs
-        if spec.target_class is not None and isinstance(module, spec.target_class)
+        if isinstance(module, spec.target_class)
     }
     for path, index in matches.items():
         inner = any(other.startswith(f"{path}.") for other in matches)
@@ -136,10 +145,21 @@ def _recorders(module: nn.Module) -> list[Any]:
     if not isinstance(module, PreTrainedModel):
         return []
     specs = (module._can_record_outputs or {}).get("router_logits", [])
-    return [s for s in (specs if isinstance(specs, list) else [specs]) if hasattr(s, "index")]
+    specs = specs if isinstance(specs, list) else [specs]
+    targets = [(spec, getattr(spec, "target_class", None)) for spec in specs]
+    return [spec for spec, target in targets if target not in (None, nn.Linear)]
 
 
-def _describe(model: nn.Module, path: str, index: int) -> Router:
+def _beside_experts(model: nn.Module) -> Iterator[tuple[str, int | None]]:
+    """Paths of the modules that stand beside experts under a router's name."""
+    for path, module in model.named_modules():
+        if hasattr(module, "experts") and type(module).__name__ not in UNSTEERABLE:
+            for name in BESIDE_EXPERTS:
+                if isinstance(getattr(module, name, None), nn.Module):
+                    yield f"{path}.{name}", None
+
+
+def _describe(model: nn.Module, path: str, index: int | None) -> Router:
     module = model.get_submodule(path)
     parent = model.get_submodule(path.rpartition(".")[0])
     columns, features = _weight_shape(module, path)
@@ -174,8 +194,9 @@ def _weight_shape(module: nn.Module, path: str) -> tuple[int, int]:
 
 
 def _top_k(module: nn.Module, parent: nn.Module, path: str) -> int:
-    for holder in (module, parent, getattr(module, "config", None)):
-        for name in ("top_k", "top_k_experts", "num_experts_per_tok"):
+    configs = [getattr(holder, "config", None) for holder in (module, parent)]
+    for holder in (module, parent, *configs):
+        for name in TOP_K:
             value = getattr(holder, name, None)
             if isinstance(value, int):
                 return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -82,8 +83,10 @@ class SteeredRouter:
         with scope:
             output = self._entries[0].original(*args, **kwargs)
             for selection in self._entries[1:]:
-                return scope, list(selection.original(output))
-        return scope, [part for i, part in enumerate(output) if i != self.router.logits_index]
+                others = [*args[: len(signature(selection.original).parameters) - 1], output]
+                return scope, list(selection.original(*others))
+        parts = output if isinstance(output, tuple) else (output,)
+        return scope, [part for i, part in enumerate(parts) if i != self.router.logits_index]
 
     def write(self, parts: Mapping[str, Tensor]) -> None:
         """Make the buffers hold exactly ``parts``, each ``(rows, experts)``.
@@ -122,11 +125,11 @@ def _steered_forward(steered: SteeredRouter, forward: Any, *args: Any, **kwargs:
     return output
 
 
-def _steered_selection(steered: SteeredRouter, method: Any, logits: Tensor) -> Any:
+def _steered_selection(steered: SteeredRouter, method: Any, *args: Tensor) -> Any:
     scope = steered.scope(steered.edit)
-    scope.leading = logits.shape[:-1]
+    scope.leading = args[-1].shape[:-1]
     with scope:
-        return method(logits)
+        return method(*args)
 
 
 def execution_device(module: nn.Module) -> torch.device:
