@@ -90,4 +90,5 @@ def portable(name: str | None, folder: Path) -> str | None:
         return None
     if not Path(name).is_dir():
         return name
-    return os.path.join(".", os.path.relpath(name, folder))  # noqa: PTH118 - Path drops "./"
+    relative = os.path.relpath(name, folder)
+    return relative if relative.startswith("..") else f"./{relative}"

@@ -21,6 +21,7 @@ def shared_experts(
     layers: Iterable[int] = range(10, 40),
     source: str | None = None,
     name: str = "shared",
+    corpora: Sequence[str] = (),
 ) -> RouterSteering:
     """Promote the experts that all of ``languages`` use (released code of arXiv 2601.14050).
 
@@ -37,6 +38,7 @@ def shared_experts(
         layers: 0-based decoder layers to steer; those without a shared expert are left out.
         source: Language whose share becomes the weight; the first one by default.
         name: Name of the steering.
+        corpora: What the profile was measured on, for the record.
 
     Returns:
         A steering of scale "abs".
@@ -66,6 +68,7 @@ def shared_experts(
             "method": "shared_experts",
             "parameters": {"top": top, "threshold": threshold, "source": source},
             "languages": list(languages),
+            **({"corpora": list(corpora)} if corpora else {}),
         },
     )
 

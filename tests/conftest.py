@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -48,10 +47,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def hub() -> Iterator[HubServer]:
+def hub() -> HubServer:
     """The local Hub server, with an empty log of requests."""
     HUB.requests.clear()
-    yield HUB
+    return HUB
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -225,7 +225,7 @@ def test_a_router_that_is_bypassed_is_an_error(model: nn.Module):
 
 @pytest.mark.skipif("doge" not in moe_model_types(), reason="no doge in this transformers")
 def test_doge_is_refused_by_name_and_reason():
-    with pytest.raises(RouterError, match="DogeForCausalLM cannot be steered.*product keys"):
+    with pytest.raises(RouterError, match=r"DogeForCausalLM cannot be steered.*product keys"):
         find_routers(build("doge"))
 
 
