@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,8 +172,11 @@ def _check_entries(entries: Any, where: str) -> None:
                 f"use one of {', '.join(SCALES)}"
             )
         strength = entry.get("strength", 1.0)
-        if isinstance(strength, bool) or not isinstance(strength, (int, float)):
-            raise FormatError(f"{where}: strength of {entry['name']!r} is {strength!r}")
+        number = isinstance(strength, (int, float)) and not isinstance(strength, bool)
+        if not number or not math.isfinite(strength):
+            raise FormatError(
+                f"{where}: strength of {entry['name']!r} is {strength!r}; it must be a finite number"
+            )
         names.append(entry["name"])
         _warn_unknown(entry, {"name", "scale", "strength", "layers", *_PROVENANCE}, where)
     if len(set(names)) < len(names):
