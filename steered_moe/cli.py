@@ -51,7 +51,7 @@ def inspect(repo: Repo) -> None:
             "strength": strength,
             "experts steered": f"{steering.num_steered_experts} in {len(steering.layers)} layers",
             **steering.provenance,
-            "fingerprint": steering.fingerprint,
+            "fingerprint": steering.fingerprint[:16],
         }
         console.print(_table(f"steering {steering.name}", rows))
         console.print("layer | experts, darker is stronger", style="dim")
@@ -108,7 +108,8 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except (SteeredMoEError, OSError) as error:
-        Console(stderr=True).print(f"[red]{type(error).__name__}[/]: {escape(str(error))}")
+        message = f"[red]{type(error).__name__}[/]: {escape(str(error))}"
+        Console(stderr=True).print(message, soft_wrap=True)
         raise typer.Exit(1) from error
 
 
@@ -142,15 +143,23 @@ def _base_table(content: SteeringRepo, repo: str) -> Table:
     return _table(escape(repo), {k: v for k, v in content.base.items() if v is not None})
 
 
+def _pieces(tokens: list[int], tokenizer: Any) -> list[str]:
+    """The text of each token; a character of several tokens belongs to the last of them."""
+    text = tokenizer.decode(tokens)
+    starts = [len(tokenizer.decode(tokens[:i]).rstrip("\ufffd")) for i in range(len(tokens))]
+    return [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
+
+
 def _side_by_side(result: Comparison, tokenizer: Any, strength: Any) -> Table:
     """Both texts; tokens that the other side lacks are marked."""
     table = Table("base", f"steered, strength {strength}", show_lines=True, expand=True)
     marks = SequenceMatcher(a=result.base, b=result.steered, autojunk=False).get_opcodes()
     left, right = Text(), Text()
+    base, steered = (_pieces(tokens, tokenizer) for tokens in (result.base, result.steered))
     for kind, a, b, c, d in marks:
         style = "" if kind == "equal" else "bold reverse"
-        left.append(tokenizer.decode(result.base[a:b]), style)
-        right.append(tokenizer.decode(result.steered[c:d]), style)
+        left.append("".join(base[a:b]), style)
+        right.append("".join(steered[c:d]), style)
     table.add_row(left, right)
     return table
 

@@ -175,7 +175,7 @@ def _check_entries(entries: Any, where: str) -> None:
         number = isinstance(strength, (int, float)) and not isinstance(strength, bool)
         if not number or not math.isfinite(strength):
             raise FormatError(
-                f"{where}: strength of {entry['name']!r} is {strength!r}; it must be a finite number"
+                f"{where}: strength of {entry['name']!r} is {strength!r}; it must be finite"
             )
         names.append(entry["name"])
         _warn_unknown(entry, {"name", "scale", "strength", "layers", *_PROVENANCE}, where)

@@ -1,0 +1,35 @@
+# `make demo` and `make test` build their own environment in $(VENV) from nothing.
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+READY := $(VENV)/.installed
+DEMO := build/tiny
+PROMPT ?= Ein Router schickt jedes Wort
+
+# No GPU here: take the CPU build of torch, not gigabytes of CUDA packages.
+GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
+CONSTRAINT := $(if $(GPU),,PIP_CONSTRAINT=$(CURDIR)/constraints/cpu.txt)
+
+.PHONY: demo test lint clean
+
+demo: $(READY)
+	$(VENV)/bin/python examples/tiny_random_moe.py $(DEMO)
+	$(VENV)/bin/steered-moe inspect $(DEMO)/steered
+	$(VENV)/bin/steered-moe compare $(DEMO)/steered "$(PROMPT)" --max-new-tokens 32
+
+test: lint
+	$(VENV)/bin/python -m pytest -n $(WORKERS)
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(READY): pyproject.toml constraints/cpu.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, PYTHON=... names one" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(CONSTRAINT) $(VENV)/bin/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

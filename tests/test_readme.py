@@ -1,0 +1,75 @@
+"""Every code block and command of the README is run; what it says is printed is printed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from tiny_random_moe import write
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+PYTHON = [(code, BLOCKS[i + 1][1]) for i, (kind, code) in enumerate(BLOCKS) if kind == "python"]
+COMMANDS = [line for kind, code in BLOCKS if kind == "bash" for line in code.splitlines()]
+MAKE = re.findall(r"`(make \w+)`", README)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like a checkout after `make demo`."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    shutil.copytree(ROOT / "benchmarks", folder / "benchmarks")
+    write(folder / "build" / "tiny")
+    return folder
+
+
+def run(command: list[str], folder: Path) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "COLUMNS": "100"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(("code", "output"), PYTHON, ids=range(len(PYTHON)))
+def test_python_blocks_print_what_the_readme_says(checkout: Path, code: str, output: str):
+    assert run([sys.executable, "-W", "ignore", "-c", code], checkout) == output
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("steered-moe")])
+def test_commands_run(checkout: Path, command: str):
+    assert run(shlex.split(command), checkout).strip()
+
+
+def test_every_block_and_command_is_covered():
+    others = [c for c in COMMANDS if not c.startswith("steered-moe")]
+    assert others == ["pip install -e ."]  # what `make demo` and `make test` do as well
+    assert {kind for kind, _ in BLOCKS} == {"python", "text", "bash"}
+    assert len(PYTHON) == 3
+    assert set(MAKE) == {"make demo", "make test"}
+
+
+def test_make_demo_shows_base_and_steered(tmp_path: Path):
+    ready = f"{sys.prefix}/.installed"
+    options = [f"VENV={sys.prefix}", f"DEMO={tmp_path}", "-o", ready]
+    shown = run(["make", "demo", *options], ROOT)
+    assert "steered, strength 2.0" in shown
+    assert "routing choices changed" in shown
+    assert (tmp_path / "base" / "model.safetensors").stat().st_size > 1_000_000
+
+
+def test_make_test_installs_checks_and_tests_in_an_environment_of_its_own(tmp_path: Path):
+    plan = run(["make", "--dry-run", "test", f"VENV={tmp_path}/new"], ROOT)
+    for step in ("-m venv", 'pip install --quiet --editable ".[test]"', "mypy", "-m pytest"):
+        assert f"{tmp_path}/new" in next(line for line in plan.splitlines() if step in line)
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
