@@ -286,11 +286,7 @@ def _graft(model: PreTrainedModel, name: str, revision: str | None) -> SteeredMo
     """Make a loaded model also an instance of `SteeredMoEForCausalLM`; it keeps its own config."""
     base_class = type(model)
     if not issubclass(base_class, SteeredMoEForCausalLM):
-        body = {
-            "__module__": base_class.__module__,
-            "__qualname__": base_class.__qualname__,  # transformers looks classes up by str(class)
-            "config_class": base_class.config_class,
-        }
+        body = {"__module__": base_class.__module__, "config_class": base_class.config_class}
         bases = (SteeredMoEForCausalLM, base_class)
         model.__class__ = type(SteeredMoEForCausalLM.__name__, bases, body)
     model._base_name, model._base_revision = name or None, revision

@@ -61,14 +61,14 @@ def forces(router: Router) -> Iterator[tuple[int, int]]:
         yield forced, (forced + 3) % experts
 
 
-def steering_of(model: nn.Module, seed: int = 1, force: bool = True) -> RouterSteering:
-    """Random weights for all layers; force as far as top-k allows."""
+def steering_of(model: nn.Module, forced_expert: int = 1) -> RouterSteering:
+    """Random weights for all layers; one expert forced, another one banned."""
     routers = find_routers(model)
     shape = (len(routers), routers[0].num_experts)
-    weights = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    weights = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     forced = torch.zeros(shape, dtype=torch.int8)
-    if force and model.config.model_type not in NO_FORCE:
-        forced[:, 1], forced[:, -1] = 1, -1
+    if model.config.model_type not in NO_FORCE:
+        forced[:, forced_expert], forced[:, -1] = 1, -1
     return RouterSteering("s", [r.layer for r in routers], weights, forced)
 
 
@@ -163,8 +163,9 @@ def test_the_soft_edit_moves_the_selection_rate_of_its_expert(any_dtype: nn.Modu
 def test_the_weights_equal_a_float64_reference_of_the_family(model: nn.Module):
     raw = raw_logits(model, **INPUTS)
     far = 0.0
-    for router in (find_routers(model)[0], find_routers(model)[-1]):
-        steering = steering_of(model).restrict([router.layer])
+    routers = find_routers(model)
+    for router, expert in [(routers[0], 1), (routers[0], 6), (routers[-1], 1)]:
+        steering = steering_of(model, expert).restrict([router.layer])
         handle = attach(model, steering)
         seen = observe(model, **INPUTS)[router.layer]
         handle.remove()

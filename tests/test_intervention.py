@@ -71,6 +71,18 @@ def test_strength_multiplies_the_soft_part(model: nn.Module):
     torch.testing.assert_close(logits_of(model), one, atol=1e-6, rtol=1e-6)
 
 
+def test_strength_is_changed_in_place(model: nn.Module):
+    handle = attach(model, STEERING)
+    gate = model.model.layers[1].mlp.gate
+    where = {name: getattr(gate, name).data_ptr() for name in ("steering_std", "steering_force")}
+    hooks = (len(model._forward_hooks), len(gate._forward_hooks), gate.forward)
+    for strength in (0.0, -3.0, 2.0):
+        handle.strength = strength
+        torch.testing.assert_close(gate.steering_std[0], strength * WEIGHTS[0])
+    assert where == {name: getattr(gate, name).data_ptr() for name in where}
+    assert hooks == (len(model._forward_hooks), len(gate._forward_hooks), gate.forward)
+
+
 def test_force_acts_wherever_strength_is_not_zero(model: nn.Module):
     handle = attach(model, STEERING, strength=-1.0)
     assert observe(model, input_ids=IDS)[1].selected[:, 3].all()
