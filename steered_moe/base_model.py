@@ -35,6 +35,7 @@ def load_base(
         BaseModelError: Another model type, or wrong layers, experts or top-k.
         RouterError: The base has no router that can be steered.
     """
+    kwargs = {"trust_remote_code": False, **kwargs}  # transformers would ask on the terminal
     names = (*hub.KWARGS, "trust_remote_code")
     config_kwargs = {name: kwargs[name] for name in names if name in kwargs}
     config = AutoConfig.from_pretrained(base, revision=revision, **config_kwargs)
@@ -44,11 +45,11 @@ def load_base(
             f"the steering was made for a {expected!r} model but {base} is {config.model_type!r}; "
             "load the base model that the steering names"
         )
-    check_base(repo, config, kwargs.get("trust_remote_code"))
+    check_base(repo, config, kwargs["trust_remote_code"])
     return AutoModelForCausalLM.from_pretrained(base, *model_args, revision=revision, **kwargs)
 
 
-def check_base(repo: SteeringRepo, config: Any, trust_remote_code: bool | None = None) -> None:
+def check_base(repo: SteeringRepo, config: Any, trust_remote_code: bool = False) -> None:
     """Check that every steering of a repo fits a model of this config, without any weight.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steered_moe.combining import combine
 from steered_moe.errors import InterventionError, SteeringError
 from steered_moe.fit import ModelShape, check_fit, check_force
 from steered_moe.probe import is_meta, prove
@@ -184,7 +185,7 @@ class Intervention:
         self, steerings: Mapping[str, RouterSteering], strengths: Mapping[str, Tensor]
     ) -> None:
         """Work all numbers out first, so that what is refused changes nothing; then write them."""
-        tables = _tables(steerings, strengths)
+        tables = combine(steerings, strengths)
         for layer, parts in tables.items():
             check_force(parts.get("force"), layer, self.shape.top_k[layer])
         self.steerings, self.strengths = dict(steerings), dict(strengths)
@@ -239,39 +240,3 @@ class Intervention:
                 "Load without kernels, or with Mxfp4Config(dequantize=True)"
             )
         self._fired = True
-
-
-def _tables(
-    steerings: Mapping[str, RouterSteering], strengths: Mapping[str, Tensor]
-) -> dict[int, dict[str, Tensor]]:
-    """Layer -> part -> ``(rows, experts)``: all steerings summed at their strengths."""
-    rows = {len(strength) for strength in strengths.values()} | {1}
-    if len(rows) > 2:
-        raise SteeringError(
-            f"steerings have strengths of {sorted(rows - {1})} rows; use one number of rows"
-        )
-    tables: dict[int, dict[str, Tensor]] = {}
-    for name, steering in steerings.items():
-        strength = strengths[name].expand(max(rows)).unsqueeze(1)
-        for row, layer in enumerate(steering.layers.tolist()):
-            _add(tables.setdefault(layer, {}), steering, row, strength, layer)
-    return {layer: parts for layer, parts in tables.items() if parts}
-
-
-def _add(
-    parts: dict[str, Tensor], steering: RouterSteering, row: int, strength: Tensor, layer: int
-) -> None:
-    weights = steering.weights[row]
-    if weights.any():
-        parts[steering.scale] = parts.get(steering.scale, 0) + strength * weights
-    force = None if steering.force is None else steering.force[row]
-    if force is not None and force.any():
-        active = force * (strength != 0)
-        others = parts.get("force", torch.zeros_like(active))
-        clash = (others * active < 0).nonzero()
-        if len(clash):
-            raise SteeringError(
-                f"layer {layer}, expert {int(clash[0, 1])} is forced by one steering and banned "
-                f"by {steering.name!r}; set one of them to strength 0"
-            )
-        parts["force"] = torch.where(active != 0, active, others).to(torch.int8)

@@ -21,7 +21,7 @@ from steered_moe.errors import BaseModelError, SteeringError
 from steered_moe.intervention import Intervention, attach, attached
 from steered_moe.steering import RouterSteering
 from steered_moe.storage import SteeringRepo, read_repo
-from steered_moe.strength import Strength, as_given, as_rows
+from steered_moe.strength import Strength, as_given, as_rows, by_name
 
 _AUTO_KWARGS = ("adapter_kwargs", "_from_auto", "_commit_hash", "subfolder", "proxies")
 _SWALLOWED = {
@@ -89,7 +89,10 @@ class SteeredMoEForCausalLM(PreTrainedModel):
         folder = hub.fetch(os.fspath(pretrained_model_name_or_path), revision, **hub_kwargs)
         repo = read_repo(folder)
         base, base_revision = locate_base(repo, folder, base_model)
-        strengths = _strengths(repo, strength)
+        names = [steering.name for steering in repo.steerings]
+        strengths: dict[str, Strength] = dict(zip(names, repo.strengths, strict=True))
+        if strength is not None:
+            strengths |= by_name(strength, names)
         model = load_base(base, base_revision, repo, *model_args, **kwargs)
         for steering in repo.steerings:
             attach(model, steering, strengths[steering.name])
@@ -185,12 +188,12 @@ class SteeredMoEForCausalLM(PreTrainedModel):
         Args:
             strength: A number, or one number per row of the batch (0 = base model).
         """
-        self._intervention().set_strengths(self._by_name(strength))
+        self._intervention().set_strengths(by_name(strength, self.steerings))
 
     @contextmanager
     def steered(self, strength: Strength | Mapping[str, Strength] = 1.0) -> Iterator[None]:
         """Steer at ``strength`` inside the block, then as before."""
-        with self._intervention().at(self._by_name(strength)):
+        with self._intervention().at(by_name(strength, self.steerings)):
             yield
 
     @contextmanager
@@ -259,11 +262,6 @@ class SteeredMoEForCausalLM(PreTrainedModel):
             raise SteeringError("no steering is attached; use model.add_steering(steering)")
         return intervention
 
-    def _by_name(self, strength: Strength | Mapping[str, Strength]) -> dict[str, Strength]:
-        if isinstance(strength, Mapping):
-            return dict(strength)
-        return dict.fromkeys(self.steerings, strength)
-
     def _repo(self, folder: Path) -> SteeringRepo:
         intervention = self._intervention()
         per_row = [name for name, rows in intervention.strengths.items() if len(rows) > 1]
@@ -291,18 +289,6 @@ def _graft(model: PreTrainedModel, name: str, revision: str | None) -> SteeredMo
         model.__class__ = type(SteeredMoEForCausalLM.__name__, bases, body)
     model._base_name, model._base_revision = name or None, revision
     return cast(SteeredMoEForCausalLM, model)
-
-
-def _strengths(repo: SteeringRepo, override: Any) -> dict[str, Any]:
-    recorded = {s.name: x for s, x in zip(repo.steerings, repo.strengths, strict=True)}
-    if override is None:
-        return recorded
-    if not isinstance(override, Mapping):
-        return dict.fromkeys(recorded, override)
-    unknown = sorted(set(override) - set(recorded))
-    if unknown:
-        raise SteeringError(f"no steering named {unknown[0]!r}; there is {', '.join(recorded)}")
-    return {**recorded, **override}
 
 
 AutoModelForCausalLM.register(SteeredMoEConfig, SteeredMoEForCausalLM)

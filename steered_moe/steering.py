@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -14,13 +12,13 @@ import torch
 from torch import Tensor
 
 from steered_moe.errors import SteeringError
+from steered_moe.validation import as_force, as_layers, as_provenance, as_weights, check_name
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 Scale = Literal["std", "abs", "none"]
 SCALES: tuple[str, ...] = get_args(Scale)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,11 +51,11 @@ class RouterSteering:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        check_name(self.name)
         if self.scale not in SCALES:
             raise SteeringError(f"scale is {self.scale!r}; use one of {', '.join(SCALES)}")
-        layers, weights = _as_layers(self.layers), _as_weights(self.weights)
-        force = None if self.force is None else _as_force(self.force, weights)
+        layers, weights = as_layers(self.layers), as_weights(self.weights)
+        force = None if self.force is None else as_force(self.force, weights)
         if weights.shape[0] != layers.shape[0]:
             raise SteeringError(
                 f"weights have {weights.shape[0]} rows but there are {layers.shape[0]} layers; "
@@ -67,7 +65,7 @@ class RouterSteering:
         object.__setattr__(self, "layers", layers[order])
         object.__setattr__(self, "weights", weights[order])
         object.__setattr__(self, "force", None if force is None else force[order])
-        object.__setattr__(self, "provenance", _as_provenance(self.provenance))
+        object.__setattr__(self, "provenance", as_provenance(self.provenance))
 
     @property
     def num_experts(self) -> int:
@@ -178,13 +176,6 @@ class RouterSteering:
         return rows
 
 
-def _check_name(name: str) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise SteeringError(
-            f"name is {name!r}; use letters, digits, '_', '-' and '+' (no dot, no space)"
-        )
-
-
 def _check_summands(left: RouterSteering, right: RouterSteering) -> None:
     if left.scale != right.scale:
         raise SteeringError(
@@ -204,66 +195,6 @@ def _check_summands(left: RouterSteering, right: RouterSteering) -> None:
             f"layer {int(layers[row])}, expert {expert} is forced by one steering and banned by "
             "the other; remove it from one of them"
         )
-
-
-def _as_tensor(value: Tensor | Sequence[Any], what: str) -> Tensor:
-    try:
-        return torch.as_tensor(value).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise SteeringError(f"{what} is not a tensor: {error}") from error
-
-
-def _as_layers(value: Tensor | Sequence[int]) -> Tensor:
-    layers = _as_tensor(value, "layers")
-    if layers.dim() != 1 or len(layers) == 0 or layers.is_floating_point():
-        raise SteeringError(
-            f"layers have dtype {layers.dtype} and shape {tuple(layers.shape)}; "
-            "give at least one whole number, as a list or an int64 tensor"
-        )
-    layers = layers.to(torch.int64)
-    if int(layers.min()) < 0:
-        raise SteeringError(f"layer {int(layers.min())} is negative; layers are counted from 0")
-    found, count = torch.unique(layers, return_counts=True)
-    if int(count.max()) > 1:
-        raise SteeringError(f"layer {int(found[count.argmax()])} appears twice; give it one row")
-    return layers.clone()
-
-
-def _as_weights(value: Tensor | Sequence[Any]) -> Tensor:
-    weights = _as_tensor(value, "weights")
-    if weights.dim() != 2 or weights.shape[1] == 0:
-        raise SteeringError(f"weights have shape {tuple(weights.shape)}; expected (rows, experts)")
-    weights = weights.to(torch.float32)
-    bad = (~torch.isfinite(weights)).nonzero()
-    if len(bad):
-        row, expert = bad[0].tolist()
-        raise SteeringError(
-            f"weights[{row}, {expert}] is {weights[row, expert].item()}; all must be finite"
-        )
-    return weights.clone()
-
-
-def _as_force(value: Tensor | Sequence[Any], weights: Tensor) -> Tensor:
-    force = _as_tensor(value, "force")
-    if force.shape != weights.shape:
-        raise SteeringError(
-            f"force has shape {tuple(force.shape)} but weights have {tuple(weights.shape)}; "
-            "they must agree"
-        )
-    wrong = ~torch.isin(force, torch.tensor([-1, 0, 1], dtype=force.dtype))
-    if wrong.any():
-        raise SteeringError(f"force holds {force[wrong][0].item()}; use -1, 0 or +1")
-    return force.to(torch.int8)
-
-
-def _as_provenance(value: Mapping[str, Any] | None) -> dict[str, Any]:
-    try:
-        copy = json.loads(json.dumps(dict(value or {}), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise SteeringError(f"provenance is not JSON: {error}") from error
-    if not isinstance(copy, dict):
-        raise SteeringError("provenance must be a mapping of names to JSON values")
-    return copy
 
 
 def _ranges(layers: Tensor) -> str:

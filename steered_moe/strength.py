@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -37,3 +37,19 @@ def as_rows(strength: Strength) -> Tensor:
 def as_given(rows: Tensor) -> float | Tensor:
     """The inverse of `as_rows` for people: a float when one number holds for everything."""
     return float(rows) if len(rows) == 1 else rows.clone()
+
+
+def by_name(
+    strength: Strength | Mapping[str, Strength], names: Iterable[str]
+) -> dict[str, Strength]:
+    """One strength for each of ``names``, or those of a mapping.
+
+    Raises:
+        SteeringError: The mapping names a steering that is not there.
+    """
+    known = list(names)
+    if not isinstance(strength, Mapping):
+        return dict.fromkeys(known, strength)
+    if unknown := sorted(set(strength) - set(known)):
+        raise SteeringError(f"no steering named {unknown[0]!r}; there is {', '.join(known)}")
+    return dict(strength)

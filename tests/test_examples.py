@@ -20,13 +20,48 @@ RECORDINGS = "real_routing/qwen3_30b_a3b_mgsm"
 CONFIG = "model_configs/Qwen--Qwen3-30B-A3B.config.json"
 
 
-@pytest.fixture(scope="module")
-def real_model(tmp_path_factory: pytest.TempPathFactory):
-    """The real model at its full size, without weights."""
-    folder = tmp_path_factory.mktemp("qwen3")
-    shutil.copy(real_data(CONFIG), folder / "config.json")
+# config -> routers, first and last layer with one, experts, top-k, as their makers publish them
+REAL_MODELS = {
+    "Qwen--Qwen3-30B-A3B.config": (48, 0, 47, 128, 8),
+    "Qwen--Qwen3-235B-A22B.config": (94, 0, 93, 128, 8),
+    "Qwen--Qwen3.5-35B-A3B.config": (40, 0, 39, 256, 8),
+    "allenai--OLMoE-1B-7B.RECONSTRUCTED": (16, 0, 15, 64, 8),
+    "deepseek-ai--DeepSeek-V2-Lite.config": (26, 1, 26, 64, 6),
+    "deepseek-ai--DeepSeek-V3.config": (58, 3, 60, 256, 8),
+    "meta-llama--Llama-4-Scout-17B-16E-Instruct.config": (48, 0, 47, 16, 1),
+    "microsoft--Phi-3.5-MoE-instruct.DEFAULTS_FROM_TRANSFORMERS": (32, 0, 31, 16, 2),
+    "mistralai--Mixtral-8x7B-v0.1.config": (32, 0, 31, 8, 2),
+    "mistralai--Mixtral-8x22B-v0.1.config": (56, 0, 55, 8, 2),
+    "openai--gpt-oss-20b.config": (24, 0, 23, 32, 4),
+    "openai--gpt-oss-120b.config": (36, 0, 35, 128, 4),
+    "zai-org--GLM-5.1.config": (75, 3, 77, 256, 8),
+}
+
+
+def at_full_size(name: str, folder: Path):
+    """A real model at its full size, without weights."""
+    shutil.copy(real_data(f"model_configs/{name}.json"), folder / "config.json")
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("name", REAL_MODELS)
+def test_routers_of_real_models_at_full_size(name: str, tmp_path: Path):
+    model = at_full_size(name, tmp_path)
+    routers = find_routers(model)
+    sizes = {(router.num_experts, router.top_k) for router in routers}
+    count, first, last, experts, top_k = REAL_MODELS[name]
+    assert (len(routers), routers[0].layer, routers[-1].layer) == (count, first, last)
+    assert sizes == {(experts, top_k)}
+    layers = [router.layer for router in routers]
+    attach(model, RouterSteering("all", layers, torch.ones(count, experts)))
+    with pytest.raises(BaseModelError, match=f"{experts + 1} experts but layer {first}"):
+        attach(model, RouterSteering("wide", layers, torch.ones(count, experts + 1)))
+
+
+@pytest.fixture(scope="module")
+def real_model(tmp_path_factory: pytest.TempPathFactory):
+    return at_full_size("Qwen--Qwen3-30B-A3B.config", tmp_path_factory.mktemp("qwen3"))
 
 
 def test_the_script_rebuilds_the_folder_byte_for_byte(tmp_path: Path):

@@ -1,0 +1,59 @@
+"""Several steerings at their strengths become one edit per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from steered_moe.errors import SteeringError
+from steered_moe.steering import RouterSteering
+
+
+def combine(
+    steerings: Mapping[str, RouterSteering], strengths: Mapping[str, Tensor]
+) -> dict[int, dict[str, Tensor]]:
+    """All steerings summed at their strengths.
+
+    Args:
+        steerings: Name -> steering.
+        strengths: Name -> float32 ``(rows,)``; rows is 1, or the same number everywhere.
+
+    Returns:
+        Layer -> part of an edit (a scale, or "force") -> ``(rows, experts)``. Layers and parts
+        that no steering edits are left out.
+
+    Raises:
+        SteeringError: Different numbers of rows, or an expert both forced and banned.
+    """
+    rows = {len(strength) for strength in strengths.values()} | {1}
+    if len(rows) > 2:
+        raise SteeringError(
+            f"steerings have strengths of {sorted(rows - {1})} rows; use one number of rows"
+        )
+    tables: dict[int, dict[str, Tensor]] = {}
+    for name, steering in steerings.items():
+        strength = strengths[name].expand(max(rows)).unsqueeze(1)
+        for row, layer in enumerate(steering.layers.tolist()):
+            _add(tables.setdefault(layer, {}), steering, row, strength, layer)
+    return {layer: parts for layer, parts in tables.items() if parts}
+
+
+def _add(
+    parts: dict[str, Tensor], steering: RouterSteering, row: int, strength: Tensor, layer: int
+) -> None:
+    weights = steering.weights[row]
+    if weights.any():
+        parts[steering.scale] = parts.get(steering.scale, 0) + strength * weights
+    force = None if steering.force is None else steering.force[row]
+    if force is not None and force.any():
+        active = force * (strength != 0)
+        others = parts.get("force", torch.zeros_like(active))
+        clash = (others * active < 0).nonzero()
+        if len(clash):
+            raise SteeringError(
+                f"layer {layer}, expert {int(clash[0, 1])} is forced by one steering and banned "
+                f"by {steering.name!r}; set one of them to strength 0"
+            )
+        parts["force"] = torch.where(active != 0, active, others).to(torch.int8)
