@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
+# Another release of transformers: make test VENV=.venv-lowest TRANSFORMERS="transformers==5.16.0"
+TRANSFORMERS ?=
 READY := $(VENV)/.installed
 DEMO := build/tiny
 PROMPT ?= Ein Router schickt jedes Wort
@@ -28,7 +30,7 @@ lint: $(READY)
 $(READY): pyproject.toml constraints/cpu.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, PYTHON=... names one" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(CONSTRAINT) $(VENV)/bin/python -m pip install --quiet --editable ".[test]"
+	$(CONSTRAINT) $(VENV)/bin/python -m pip install --quiet --editable ".[test]" $(TRANSFORMERS)
 	touch $@
 
 clean:

@@ -11,6 +11,7 @@ from functools import cache
 
 import pytest
 import torch
+import torch._dynamo.testing
 import transformers
 from architectures import build, moe_model_types
 from observe import observe, raw_logits
@@ -208,6 +209,33 @@ def test_every_experts_implementation_gives_the_same(model: nn.Module):
     first = next(iter(reached.values()))
     for other in reached.values():
         torch.testing.assert_close(other, first, atol=2e-4, rtol=2e-4)
+
+
+def test_compile_adds_no_graph_and_no_recompile(model: nn.Module):
+    torch._dynamo.reset()
+    graphs = torch._dynamo.testing.CompileCounter()
+    try:
+        base = compiled_logits(model, graphs)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        pytest.skip(f"the base model itself does not compile to one graph: {type(error).__name__}")
+    assert graphs.frame_count == 1
+    torch._dynamo.reset()
+    handle = attach(model, steering_of(model))
+    steered = torch._dynamo.testing.CompileCounter()
+    try:
+        for strength in (1.0, 0.0, -0.5):
+            handle.strength = strength
+            seen = compiled_logits(model, steered)
+            torch.testing.assert_close(seen, logits_of(model), atol=1e-4, rtol=1e-4)
+            assert torch.allclose(seen, base, atol=1e-4) == (strength == 0.0)
+    finally:
+        handle.remove()
+    assert steered.frame_count == 1
+
+
+def compiled_logits(model: nn.Module, graphs: torch._dynamo.testing.CompileCounter) -> Tensor:
+    with torch.no_grad():
+        return torch.compile(model, backend=graphs, fullgraph=True)(**INPUTS).logits
 
 
 def test_a_router_that_is_bypassed_is_an_error(model: nn.Module):
