@@ -15,7 +15,7 @@ from pathlib import Path
 from steered_moe import RouterSteering, RoutingProfile
 from steered_moe.cards import write_card
 from steered_moe.selection import shared_experts
-from steered_moe.storage import CARD_FILE, SteeringRepo
+from steered_moe.storage import SteeringRepo
 
 FOLDER = Path(__file__).parent / "qwen3-30b-a3b-english-shared"
 STRENGTH = 0.022
@@ -45,7 +45,6 @@ def build_steering(recordings: Path) -> RouterSteering:
 def main(recordings: Path, folder: Path = FOLDER) -> None:
     """Write config, tensors and card."""
     repo = SteeringRepo(BASE, [build_steering(recordings)], [STRENGTH])
-    (folder / CARD_FILE).unlink(missing_ok=True)
     repo.write(folder)
     write_card(repo, folder)
 

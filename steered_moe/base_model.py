@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,24 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from steered_moe import hub
-from steered_moe.errors import BaseModelError
-from steered_moe.fit import ModelShape, check_fit
+from steered_moe.combining import combine
+from steered_moe.configuration import SteeredMoEConfig
+from steered_moe.errors import BaseModelError, FormatError
+from steered_moe.fit import ModelShape, check_fit, check_force
 from steered_moe.routers import find_routers
 from steered_moe.storage import SteeringRepo
+from steered_moe.strength import as_rows
 
 logger = logging.getLogger(__name__)
+
+_AUTO_KWARGS = ("adapter_kwargs", "_from_auto", "_commit_hash", "subfolder", "proxies")
+_SWALLOWED = {
+    "attn_implementation": "_attn_implementation_internal",
+    "experts_implementation": "_experts_implementation_internal",
+    "output_hidden_states": "output_hidden_states",
+    "output_attentions": "output_attentions",
+}
+"""Keyword arguments that AutoConfig puts into the config it reads, here the steering's."""
 
 
 def load_base(
@@ -67,6 +80,10 @@ def check_base(repo: SteeringRepo, config: Any, trust_remote_code: bool = False)
             )
     for steering in repo.steerings:
         check_fit(steering, shape, model)
+    names = [steering.name for steering in repo.steerings]
+    rows = {n: as_rows(x) for n, x in zip(names, repo.strengths, strict=True)}
+    for layer, parts in combine(dict(zip(names, repo.steerings, strict=True)), rows).items():
+        check_force(parts.get("force"), layer, shape.top_k[layer])
 
 
 def locate_base(
@@ -74,8 +91,7 @@ def locate_base(
 ) -> tuple[str, str | None]:
     """Name and revision of the base; a relative path counts from the steering repo's folder."""
     if override is not None:
-        name, _, revision = os.fspath(override).partition("@")
-        return name, revision or None
+        return hub.split(os.fspath(override))
     recorded = repo.base.get("base_model_name_or_path")
     if not recorded:
         raise BaseModelError(f"{folder} names no base model; pass base_model='...'")
@@ -91,5 +107,41 @@ def portable(name: str | None, folder: Path) -> str | None:
         return None
     if not Path(name).is_dir():
         return name
-    relative = os.path.relpath(name, folder)
+    relative = os.path.relpath(Path(name).resolve(), folder.resolve())
     return relative if relative.startswith("..") else f"./{relative}"
+
+
+def arguments_for_base(config: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments for loading the base: what AutoModel adds is left out, what it took is put back.
+
+    Raises:
+        FormatError: ``subfolder``, which a steering repo does not have.
+    """
+    if kwargs.get("subfolder"):
+        raise FormatError(
+            f"subfolder={kwargs['subfolder']!r}: a steering repo has its files at the top"
+        )
+    taken = {name: getattr(config, attribute, None) for name, attribute in _SWALLOWED.items()}
+    taken = {name: value for name, value in taken.items() if value not in (None, False)}
+    return taken | {key: value for key, value in kwargs.items() if key not in _AUTO_KWARGS}
+
+
+def check_unchanged(config: Any, repo: SteeringRepo) -> None:
+    """AutoModel puts arguments that are fields of the repo's config there: none may be changed.
+
+    Raises:
+        BaseModelError: Names the field, or a config that is not of a steering repo.
+    """
+    if config is None:
+        return
+    if not isinstance(config, SteeredMoEConfig):
+        raise BaseModelError(
+            f"config is a {type(config).__name__}; to steer a base model with a config of your "
+            "own, load it first and use SteeredMoEForCausalLM.from_base(model, steering)"
+        )
+    for name, recorded in repo.base.items():
+        if getattr(config, name) != recorded:
+            raise BaseModelError(
+                f"{name}={getattr(config, name)!r} cannot be changed when a steering is loaded "
+                f"(it is {recorded!r}); load the base first and use from_base(model, steering)"
+            )

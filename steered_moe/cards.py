@@ -9,8 +9,9 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from steered_moe.errors import SteeredMoEError
 from steered_moe.steering import RouterSteering
-from steered_moe.storage import CARD_FILE, SteeringRepo
+from steered_moe.storage import CARD_FILE, SteeringRepo, read_repo
 
 SCALE_FORMULAS: Mapping[str, str] = {
     "std": "z_e + strength * weight_e * std(z), arXiv 2510.04694 Eq. 4",
@@ -21,10 +22,19 @@ _SHADES = " .:-=+*#%@"
 
 
 def write_card(repo: SteeringRepo, folder: str | Path) -> None:
-    """Write ``README.md``, unless there is one already: people edit cards."""
+    """Write ``README.md``."""
+    (Path(folder) / CARD_FILE).write_text(render_card(repo), encoding="utf-8")
+
+
+def has_edited_card(folder: str | Path) -> bool:
+    """Whether a folder has a card that is not the one its steering repo would get."""
     path = Path(folder) / CARD_FILE
     if not path.exists():
-        path.write_text(render_card(repo), encoding="utf-8")
+        return False
+    try:
+        return path.read_text(encoding="utf-8") != render_card(read_repo(folder))
+    except SteeredMoEError:
+        return True
 
 
 def render_card(repo: SteeringRepo) -> str:

@@ -107,7 +107,7 @@ def _errors() -> Iterator[None]:
     """Errors with a message for people become one line; everything else keeps its traceback."""
     try:
         yield
-    except (SteeredMoEError, OSError) as error:
+    except (SteeredMoEError, OSError, ValueError) as error:
         message = f"[red]{type(error).__name__}[/]: {escape(str(error))}"
         Console(stderr=True).print(message, soft_wrap=True)
         raise typer.Exit(1) from error
@@ -129,7 +129,8 @@ def _load(
     model = SteeredMoEForCausalLM.from_pretrained(
         repo, strength=strength, base_model=base_model, dtype=dtype, **options
     )
-    return model, AutoTokenizer.from_pretrained(model.config.name_or_path)
+    base = model.config.name_or_path
+    return model, AutoTokenizer.from_pretrained(base, revision=model.base_model_revision)
 
 
 def _table(title: str, rows: dict[str, Any]) -> Table:

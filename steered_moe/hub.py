@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,21 @@ def fetch(repo: str | Path, revision: str | None = None, **hub_kwargs: Any) -> P
         if revision is not None:
             raise FormatError(f"{repo} is a local folder and has no revision {revision!r}")
         return Path(repo)
-    name, at, suffix = str(repo).partition("@")
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+    name, suffix = split(str(repo))
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise FormatError(f"{repo} is no folder here, and no Hub id (user/name)")
-    revision = suffix if at else revision
+    revision = suffix or revision
     for file in (CONFIG_FILE, TENSOR_FILE):
         path = hf_hub_download(name, file, revision=revision, **hub_kwargs)
     return Path(path).parent
+
+
+def split(repo: str) -> tuple[str, str | None]:
+    """``id@revision`` as id and revision; a local folder is taken as it is."""
+    if Path(repo).is_dir():
+        return repo, None
+    name, _, revision = repo.partition("@")
+    return name, revision or None
 
 
 def load_steering(
@@ -70,10 +79,16 @@ def push(
     """Upload a steering repo in one commit, after reading it back; returns the commit's URL.
 
     Raises:
-        FormatError: The folder is not a steering repo; nothing was sent.
+        FormatError: The folder is not a steering repo, or its base model is a local folder;
+            nothing was sent.
         huggingface_hub.errors.HfHubHTTPError: The Hub's own errors.
     """
-    read_repo(folder)
+    base = read_repo(folder).base["base_model_name_or_path"]
+    if base is not None and (base.startswith(".") or Path(base).is_absolute()):
+        raise FormatError(
+            f"the base model is the local folder {base}, which nobody else has; give its Hub id: "
+            "push_to_hub(..., base_model='user/name')"
+        )
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     commit = api.upload_folder(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from steered_moe.combining import combine
-from steered_moe.errors import InterventionError, SteeringError
+from steered_moe.errors import SteeringError
 from steered_moe.fit import ModelShape, check_fit, check_force
+from steered_moe.guard import Guard
 from steered_moe.probe import is_meta, prove
-from steered_moe.routers import find_routers
-from steered_moe.steered_router import SteeredRouter
+from steered_moe.routers import decoder, find_routers
+from steered_moe.steered_router import SteeredRouter, check_free
 from steered_moe.steering import RouterSteering
 from steered_moe.strength import Strength, as_given, as_rows
 
@@ -42,14 +41,23 @@ def attach(model: nn.Module, steering: RouterSteering, strength: Strength = 1.0)
         SteeringError: A bad strength, a name in use, steerings that contradict each other.
         InterventionError: The edit would have no effect on this model.
     """
-    intervention = attached(model) or Intervention(model)
-    intervention.add(steering, strength)
+    intervention = attach_all(model, [steering], [strength])
     return SteeringHandle(intervention, steering.name)
+
+
+def attach_all(
+    model: nn.Module, steerings: Sequence[RouterSteering], strengths: Sequence[Strength]
+) -> Intervention:
+    """Attach several steerings at once, all or none; see `attach`."""
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    intervention = attached(model) or Intervention(model)
+    intervention.add(steerings, strengths)
+    return intervention
 
 
 def attached(model: nn.Module) -> Intervention | None:
     """Everything that `attach` put on ``model``, or None."""
-    return getattr(model, _ATTRIBUTE, None)
+    return getattr(getattr(model, "_orig_mod", model), _ATTRIBUTE, None)
 
 
 class SteeringHandle:
@@ -67,7 +75,7 @@ class SteeringHandle:
     @property
     def strength(self) -> float | Tensor:
         """Strength now. Set a number, or one per row of the batch."""
-        return as_given(self._intervention.strengths[self.name])
+        return as_given(self._intervention.strength(self.name))
 
     @strength.setter
     def strength(self, value: Strength) -> None:
@@ -100,46 +108,57 @@ class Intervention:
         steerings: Name -> steering.
         strengths: Name -> float32 ``(rows,)``; rows is 1, or one per row of the batch.
         routers: Layer -> steered router, for the layers that some steering edits.
-        rows: 1, or the number of batch rows that have a strength of their own.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        routers = find_routers(model)
         self.model = model
-        self.shape = ModelShape.of(find_routers(model), model)
+        self.shape = ModelShape.of(routers, model)
         self.steerings: dict[str, RouterSteering] = {}
         self.strengths: dict[str, Tensor] = {}
         self.routers: dict[int, SteeredRouter] = {}
-        self.rows = 1
-        self._hooks: list[Any] = []
-        self._fired = False
-        self._meta = False
+        self._guard = Guard(decoder(model, routers), self.routers, self._rewrite)
 
-    def add(self, steering: RouterSteering, strength: Strength) -> None:
-        """See `attach`; a steering that is refused leaves the model as it was."""
-        if steering.name in self.steerings:
-            raise SteeringError(
-                f"a steering named {steering.name!r} is attached already; remove it, or rename "
-                "one with dataclasses.replace(steering, name=...)"
-            )
-        check_fit(steering, self.shape, self.model)
-        steerings = {**self.steerings, steering.name: steering}
-        strengths = {**self.strengths, steering.name: as_rows(strength)}
-        self._apply(steerings, strengths)
-        self._prove(steering.name)
+    def add(self, steerings: Sequence[RouterSteering], strengths: Sequence[Strength]) -> None:
+        """See `attach`; steerings that are refused leave the model as it was."""
+        all_steerings, all_strengths = dict(self.steerings), dict(self.strengths)
+        for steering, strength in zip(steerings, strengths, strict=True):
+            if not isinstance(steering, RouterSteering):
+                raise SteeringError(f"{steering!r} is no RouterSteering; load one with its .load")
+            if steering.name in all_steerings:
+                raise SteeringError(
+                    f"a steering named {steering.name!r} is attached already; remove it, or "
+                    "rename one with dataclasses.replace(steering, name=...)"
+                )
+            check_fit(steering, self.shape, self.model)
+            all_steerings[steering.name] = steering
+            all_strengths[steering.name] = as_rows(strength)
+        self._change(all_steerings, all_strengths)
 
     def remove(self, name: str) -> None:
         """Take a steering off."""
-        self._known(name)
+        self.strength(name)
         keep = [other for other in self.steerings if other != name]
         self._apply(
             {other: self.steerings[other] for other in keep},
             {other: self.strengths[other] for other in keep},
         )
 
+    def strength(self, name: str) -> Tensor:
+        """Strength of a steering, float32 ``(rows,)``.
+
+        Raises:
+            SteeringError: No such steering is attached.
+        """
+        if name not in self.strengths:
+            names = ", ".join(self.steerings) or "none"
+            raise SteeringError(f"no steering named {name!r} is attached; there is {names}")
+        return self.strengths[name]
+
     def set_strengths(self, strengths: Mapping[str, Strength]) -> None:
         """Set the strength of the named steerings, in place; all or none."""
         for name in strengths:
-            self._known(name)
+            self.strength(name)
         rows = {name: as_rows(strength) for name, strength in strengths.items()}
         self._apply(self.steerings, {**self.strengths, **rows})
 
@@ -160,26 +179,25 @@ class Intervention:
         tensors = (part for edit in edits for part in edit if isinstance(part, Tensor))
         return sum(tensor.nbytes for tensor in tensors)
 
-    def _prove(self, name: str) -> None:
-        """Prove the edit, or take it off again. Without weights only the fit is known."""
-        self._meta = is_meta(self.model)
-        proved = self._meta
+    def _change(
+        self, steerings: Mapping[str, RouterSteering], strengths: Mapping[str, Tensor]
+    ) -> None:
+        """Apply and prove, or go back. Without weights only the fit is known."""
+        before = (self.steerings, self.strengths)
+        self._apply(steerings, strengths)
+        self._guard.meta = is_meta(self.model)
+        proved = self._guard.meta
         try:
             if not proved:
-                prove(self.model, self.routers)
+                prove(self.model, self.routers, self._guard.rows)
             proved = True
         finally:
             if not proved:
-                self.remove(name)
-        for steered in self.routers.values():
-            steered.fired = False
-        self._fired = False
+                self._apply(*before)
+        self._guard.expect()
 
-    def _known(self, name: str) -> None:
-        if name not in self.steerings:
-            raise SteeringError(
-                f"no steering named {name!r} is attached; there is {', '.join(self.steerings)}"
-            )
+    def _rewrite(self) -> None:
+        self._apply(self.steerings, self.strengths)
 
     def _apply(
         self, steerings: Mapping[str, RouterSteering], strengths: Mapping[str, Tensor]
@@ -188,55 +206,22 @@ class Intervention:
         tables = combine(steerings, strengths)
         for layer, parts in tables.items():
             check_force(parts.get("force"), layer, self.shape.top_k[layer])
+            if layer not in self.routers:
+                check_free(self.shape.routers[layer])
         self.steerings, self.strengths = dict(steerings), dict(strengths)
-        self.rows = max([len(rows) for rows in strengths.values()], default=1)
         for layer in [layer for layer in self.routers if layer not in tables]:
             self.routers.pop(layer).unwrap()
         for layer, parts in tables.items():
             if layer not in self.routers:
                 self.routers[layer] = SteeredRouter(self.shape.routers[layer])
             self.routers[layer].write(parts)
-        self._hook() if tables else self._unhook()
+        self._register(max((len(rows) for rows in strengths.values()), default=1))
 
-    def _hook(self) -> None:
-        if not self._hooks:
+    def _register(self, rows: int) -> None:
+        self._guard.rows = rows
+        if self.steerings:
             setattr(self.model, _ATTRIBUTE, self)
-            before = self.model.register_forward_pre_hook(self._check_before, with_kwargs=True)
-            self._hooks = [before, self.model.register_forward_hook(self._check_fired)]
-
-    def _unhook(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        self.model.__dict__.pop(_ATTRIBUTE, None)
-
-    def _check_before(self, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        """Rows of a batch are repeated evenly, as generate repeats prompts for beams."""
-        if self._meta:
-            raise InterventionError(
-                "steering was attached while the model was on the meta device, so its numbers "
-                "went with the weights; remove it, and attach it after loading"
-            )
-        if self.rows == 1:
-            return
-        values = (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-        batches = [value.shape[0] for value in values if isinstance(value, Tensor)]
-        batch = batches[0] if batches else self.rows
-        if batch % self.rows:
-            raise SteeringError(
-                f"strength has {self.rows} rows but the batch has {batch}; give one per row of the "
-                "batch, or a single number"
-            )
-
-    def _check_fired(self, model: nn.Module, args: Any, output: Any) -> None:
-        """After the first eager forward every steered router must have run the edit."""
-        if torch.compiler.is_compiling() or self._fired:
-            return
-        silent = [s.router.path for s in self.routers.values() if not s.fired]
-        if silent:
-            raise InterventionError(
-                f"{len(silent)} steered routers were bypassed, the first is {silent[0]!r}: "
-                "something computes routing without them (use_kernels=True, native MXFP4). "
-                "Load without kernels, or with Mxfp4Config(dequantize=True)"
-            )
-        self._fired = True
+            self._guard.stand()
+        elif attached(self.model) is self:
+            self._guard.leave()
+            delattr(self.model, _ATTRIBUTE)

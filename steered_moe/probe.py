@@ -20,8 +20,13 @@ def is_meta(module: nn.Module) -> bool:
     return execution_device(module).type == "meta"
 
 
-def prove(model: nn.Module, routers: Mapping[int, SteeredRouter]) -> None:
+def prove(model: nn.Module, routers: Mapping[int, SteeredRouter], rows: int = 1) -> None:
     """Run two tokens through ``model`` and try each steered router on the states it really gets.
+
+    Args:
+        model: The steered model.
+        routers: Layer -> steered router.
+        rows: Rows of the batch that have a strength of their own.
 
     Raises:
         InterventionError: An edit that misses the logits, or does not change what the router
@@ -36,7 +41,7 @@ def prove(model: nn.Module, routers: Mapping[int, SteeredRouter]) -> None:
             )
             stack.callback(hook.remove)
         embedding = model.get_input_embeddings()  # type: ignore[operator]
-        tokens = torch.tensor([[1, 2]], device=execution_device(embedding))
+        tokens = torch.tensor([[1, 2]] * rows, device=execution_device(embedding))
         model(input_ids=tokens, use_cache=False)
 
 

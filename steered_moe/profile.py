@@ -109,7 +109,10 @@ class RoutingProfile:
                 tensors = [file.get_tensor(name) for name in _TENSORS]
         except (SafetensorError, OSError) as error:
             raise FormatError(f"{folder}: {PROFILE_TENSORS} cannot be read: {error}") from error
-        return cls(tuple(config["languages"]), tuple(config["layers"]), *tensors)
+        languages, layers = config.get("languages"), config.get("layers")
+        if not isinstance(languages, list) or not isinstance(layers, list):
+            raise FormatError(f"{folder}: {PROFILE_CONFIG} lacks its lists of languages and layers")
+        return cls(tuple(languages), tuple(layers), *tensors)
 
     @classmethod
     def from_recorder(cls, folder: str | Path) -> RoutingProfile:

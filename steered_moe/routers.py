@@ -86,6 +86,8 @@ def find_routers(model: nn.Module) -> list[Router]:
     Raises:
         RouterError: The model has no router, or none that can be steered; says why.
     """
+    if not isinstance(model, nn.Module):
+        raise RouterError(f"{model!r} is no model; load one with AutoModelForCausalLM first")
     places = [*_recorded(model)] or [*_beside_experts(model)]
     found = [_describe(model, path, index) for path, index in places]
     if not found:
@@ -119,8 +121,17 @@ def layer_of(path: str) -> int:
 
 def num_layers(model: nn.Module, routers: Sequence[Router]) -> int:
     """Number of decoder layers: the length of the list of modules that holds the routers."""
+    return len(model.get_submodule(_layer_list(routers)))  # type: ignore[arg-type]
+
+
+def decoder(model: nn.Module, routers: Sequence[Router]) -> nn.Module:
+    """The module that holds the list of decoder layers, ``model`` itself or a part of it."""
+    return model.get_submodule(_layer_list(routers).rpartition(".")[0])
+
+
+def _layer_list(routers: Sequence[Router]) -> str:
     path = routers[0].path
-    return len(model.get_submodule(path[: path.index(f".{routers[0].layer}.")]))  # type: ignore[arg-type]
+    return path[: path.index(f".{routers[0].layer}.")]
 
 
 def _recorded(model: nn.Module) -> Iterator[tuple[str, int | None]]:

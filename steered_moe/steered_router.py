@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from steered_moe.edit import Edit, RouterScope
+from steered_moe.errors import SteeringError
 from steered_moe.routers import Router
 
 BUFFERS = {part: f"steering_{part}" for part in ("std", "abs", "none", "force")}
 """Part of an edit -> name of the non-persistent buffer of the router module that holds it."""
+
+_MARK = "_is_steered"
 
 
 class Entry:
@@ -28,18 +31,32 @@ class Entry:
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module, self.name = module, name
         self.original: Callable[..., Any] = getattr(module, name)
-        self._own = module.__dict__.get(name)
+        self._before = module.__dict__.get(name)
+        self._ours: Callable[..., Any] | None = None
+        self.live = False
 
     def replace(self, function: Callable[..., Any]) -> None:
         """Let the module call ``function`` instead."""
-        setattr(self.module, self.name, function)
+        self.live = True
+        self._ours = partial(_call, self, function)
+        setattr(self.module, self.name, self._ours)
 
     def restore(self) -> None:
-        """Let the module call what it called before."""
-        if self._own is None:
+        """Let the module call what it called before.
+
+        What somebody else has put around it since then stays, and passes through to that.
+        """
+        self.live = False
+        if self.module.__dict__.get(self.name) is not self._ours:
+            return
+        if self._before is None:
             delattr(self.module, self.name)
         else:
-            setattr(self.module, self.name, self._own)
+            setattr(self.module, self.name, self._before)
+
+
+def _call(entry: Entry, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs) if entry.live else entry.original(*args, **kwargs)
 
 
 class SteeredRouter:
@@ -60,6 +77,7 @@ class SteeredRouter:
         wrappers: list[Callable[..., Any]] = [_steered_forward, _steered_selection]
         for entry, wrapper in zip(self._entries, wrappers, strict=False):
             entry.replace(partial(wrapper, self, entry.original))
+        setattr(router.module, _MARK, True)
 
     @property
     def edit(self) -> Edit:
@@ -72,6 +90,12 @@ class SteeredRouter:
             none=getattr(module, "steering_none", None),
             force=getattr(module, "steering_force", None),
         )
+
+    @property
+    def cast(self) -> bool:
+        """Whether casting the model has cast the coefficients too, and so rounded them."""
+        parts = (self.edit.std, self.edit.abs, self.edit.none)
+        return any(part is not None and part.dtype != torch.float32 for part in parts)
 
     def scope(self, edit: Edit) -> RouterScope:
         """A scope in which this router feels ``edit``."""
@@ -104,16 +128,19 @@ class SteeredRouter:
         module = self.router.module
         rows = nn.functional.pad(rows, (0, self.router.weight_shape[0] - rows.shape[1]))
         present: Tensor | None = getattr(module, name, None)
-        if present is not None and present.shape == rows.shape:
-            present.copy_(rows)
-        else:
-            module.register_buffer(name, rows.to(execution_device(module)), persistent=False)
+        with torch.inference_mode(False), torch.no_grad():
+            if present is not None and (present.shape, present.dtype) == (rows.shape, rows.dtype):
+                present.copy_(rows)
+            else:
+                fresh = torch.empty(rows.shape, dtype=rows.dtype, device=execution_device(module))
+                module.register_buffer(name, fresh.copy_(rows), persistent=False)
 
     def unwrap(self) -> None:
         """Give the module back as it was."""
         for entry in self._entries:
             entry.restore()
         self.write({})
+        delattr(self.router.module, _MARK)
 
 
 def _steered_forward(steered: SteeredRouter, forward: Any, *args: Any, **kwargs: Any) -> Any:
@@ -130,6 +157,19 @@ def _steered_selection(steered: SteeredRouter, method: Any, *args: Tensor) -> An
     scope.leading = args[-1].shape[:-1]
     with scope:
         return method(*args)
+
+
+def check_free(router: Router) -> None:
+    """Refuse a router that is steered through another model object, e.g. its decoder alone.
+
+    Raises:
+        SteeringError: Names the router.
+    """
+    if hasattr(router.module, _MARK):
+        raise SteeringError(
+            f"router {router.path!r} is steered already, through another model object that it is "
+            "part of; attach to the same object, or remove that steering first"
+        )
 
 
 def execution_device(module: nn.Module) -> torch.device:

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from steered_moe.errors import FormatError
 from steered_moe.steering import SCALES, RouterSteering
+from steered_moe.strength import Strength
+from steered_moe.validation import RESERVED
 
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "steering.safetensors"
@@ -53,13 +55,13 @@ class SteeringRepo:
     Args:
         base: The fields of `BASE_FIELDS`; None where unknown.
         steerings: At least one, each under its own name.
-        strengths: Default strength of each steering.
+        strengths: Strength of each steering; a number where it is written.
         extra: Fields of a newer minor format, kept as they are.
     """
 
     base: Mapping[str, Any]
     steerings: Sequence[RouterSteering]
-    strengths: Sequence[float]
+    strengths: Sequence[Strength]
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self) -> dict[str, Any]:
@@ -78,6 +80,7 @@ class SteeringRepo:
         """Write both files; the same value always gives the same bytes."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        _check_free(folder / CONFIG_FILE)
         text = json.dumps(self.config(), indent=2, ensure_ascii=False, allow_nan=False)
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         tensors = {}
@@ -87,6 +90,20 @@ class SteeringRepo:
                 if tensor is not None:
                     tensors[f"{steering.name}.{part}"] = tensor.contiguous()
         save_file(tensors, folder / TENSOR_FILE, metadata={"format": "pt"})
+
+
+def _check_free(path: Path) -> None:
+    """Refuse to overwrite the config of something else, such as the base model itself."""
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError):
+        found = "unreadable"
+    if found != MODEL_TYPE:
+        raise FormatError(
+            f"{path} belongs to something else (model_type {found!r}); save to a folder of its own"
+        )
 
 
 def read_repo(folder: str | Path) -> SteeringRepo:
@@ -178,7 +195,7 @@ def _check_entries(entries: Any, where: str) -> None:
                 f"{where}: strength of {entry['name']!r} is {strength!r}; it must be finite"
             )
         names.append(entry["name"])
-        _warn_unknown(entry, {"name", "scale", "strength", "layers", *_PROVENANCE}, where)
+        _warn_unknown(entry, {*RESERVED, *_PROVENANCE}, where)
     if len(set(names)) < len(names):
         raise FormatError(f"{where}: two steerings share a name in {names}")
 
@@ -189,7 +206,7 @@ def _warn_unknown(fields: Mapping[str, Any], known: set[str], where: str) -> Non
         logger.warning("%s: unknown fields are kept but not used: %s", where, ", ".join(unknown))
 
 
-def _entry(steering: RouterSteering, strength: float) -> dict[str, Any]:
+def _entry(steering: RouterSteering, strength: Strength) -> dict[str, Any]:
     layers = steering.layers.tolist()
     return {
         "name": steering.name,
@@ -202,14 +219,13 @@ def _entry(steering: RouterSteering, strength: float) -> dict[str, Any]:
 
 def _steering(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> RouterSteering:
     name = entry["name"]
-    fixed = ("name", "scale", "strength", "layers")
     return RouterSteering(
         name=name,
         layers=tensors[f"{name}.layers"],
         weights=tensors[f"{name}.weights"],
         force=tensors.get(f"{name}.force"),
         scale=entry["scale"],
-        provenance={key: value for key, value in entry.items() if key not in fixed},
+        provenance={key: value for key, value in entry.items() if key not in RESERVED},
     )
 
 

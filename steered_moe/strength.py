@@ -19,8 +19,11 @@ def as_rows(strength: Strength) -> Tensor:
     Raises:
         SteeringError: Not a number or a 1-D list of numbers, empty, or not finite.
     """
+    if isinstance(strength, bool):
+        raise SteeringError(f"strength is {strength}; give a number, 0 is off and 1 is full")
     try:
-        rows = torch.as_tensor(strength, dtype=torch.float32).detach().cpu()
+        with torch.inference_mode(False):
+            rows = torch.as_tensor(strength, dtype=torch.float32).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise SteeringError(
             f"strength is {strength!r}; give a number, or one number per row of the batch"

@@ -12,6 +12,12 @@ from torch import Tensor
 
 from steered_moe.errors import SteeringError
 
+RESERVED = frozenset({"name", "scale", "strength", "layers"})
+"""Fields of a steering's entry in ``config.json``; all others are its provenance."""
+
+LISTS = frozenset({"languages", "corpora"})
+"""Fields of provenance that are lists of texts."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
 
 
@@ -33,7 +39,8 @@ def _as_tensor(value: Tensor | Sequence[Any], what: str) -> Tensor:
 def as_layers(value: Tensor | Sequence[int]) -> Tensor:
     """Layers as int64 ``(rows,)``: at least one, none negative, none twice."""
     layers = _as_tensor(value, "layers")
-    if layers.dim() != 1 or len(layers) == 0 or layers.is_floating_point():
+    whole = not (layers.is_floating_point() or layers.is_complex() or layers.dtype == torch.bool)
+    if layers.dim() != 1 or len(layers) == 0 or not whole:
         raise SteeringError(
             f"layers have dtype {layers.dtype} and shape {tuple(layers.shape)}; "
             "give at least one whole number, as a list or an int64 tensor"
@@ -50,8 +57,11 @@ def as_layers(value: Tensor | Sequence[int]) -> Tensor:
 def as_weights(value: Tensor | Sequence[Any]) -> Tensor:
     """Weights as finite float32 ``(rows, experts)``."""
     weights = _as_tensor(value, "weights")
-    if weights.dim() != 2 or weights.shape[1] == 0:
-        raise SteeringError(f"weights have shape {tuple(weights.shape)}; expected (rows, experts)")
+    if weights.dim() != 2 or weights.shape[1] == 0 or weights.is_complex():
+        raise SteeringError(
+            f"weights have dtype {weights.dtype} and shape {tuple(weights.shape)}; "
+            "expected real numbers of shape (rows, experts)"
+        )
     weights = weights.to(torch.float32)
     bad = (~torch.isfinite(weights)).nonzero()
     if len(bad):
@@ -77,11 +87,16 @@ def as_force(value: Tensor | Sequence[Any], weights: Tensor) -> Tensor:
 
 
 def as_provenance(value: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A copy of JSON values."""
+    """A copy of JSON values under names that the file format leaves free."""
     try:
         copy = json.loads(json.dumps(dict(value or {}), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise SteeringError(f"provenance is not JSON: {error}") from error
     if not isinstance(copy, dict):
         raise SteeringError("provenance must be a mapping of names to JSON values")
+    if taken := sorted(RESERVED & set(copy)):
+        raise SteeringError(f"provenance holds {taken[0]!r}, a field of the steering itself")
+    for key in LISTS & set(copy):
+        if not isinstance(copy[key], list) or not all(isinstance(x, str) for x in copy[key]):
+            raise SteeringError(f"provenance {key} is {copy[key]!r}; it must be a list of texts")
     return copy

@@ -8,8 +8,8 @@ import torch
 from huggingface_hub import ModelCard
 
 from steered_moe import RouterSteering
-from steered_moe.cards import heat_map, render_card, write_card
-from steered_moe.storage import SteeringRepo, read_repo
+from steered_moe.cards import has_edited_card, heat_map, render_card, write_card
+from steered_moe.storage import SteeringRepo
 
 WEIGHTS = torch.tensor([[0.0, 1.0, -0.5, 0.0], [0.0, 0.0, 0.0, 0.25]])
 FORCE = torch.tensor([[1, 0, 0, 0], [0, -1, -1, 0]])
@@ -47,8 +47,13 @@ def test_the_picture_shows_every_layer_and_force():
     assert heat_map(wide) == ["   0 |" + " " * 63 + "@|"]
 
 
-def test_a_written_card_is_kept(tmp_path: Path, tiny: Path):
-    write_card(repo(), tmp_path)
-    first = (tmp_path / "README.md").read_text()
-    write_card(read_repo(tiny / "steered"), tmp_path)
-    assert (tmp_path / "README.md").read_text() == first
+def test_an_edited_card_is_told_from_a_written_one(tmp_path: Path):
+    assert not has_edited_card(tmp_path)
+    content = repo(base_model_name_or_path="org/base")
+    content.write(tmp_path)
+    write_card(content, tmp_path)
+    assert not has_edited_card(tmp_path)
+    (tmp_path / "README.md").write_text(render_card(content) + "\nMine.\n")
+    assert has_edited_card(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert has_edited_card(tmp_path)

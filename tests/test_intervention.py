@@ -16,6 +16,7 @@ from transformers import CompileConfig
 from steered_moe import RouterSteering, attach, find_routers
 from steered_moe.errors import BaseModelError, InterventionError, RouterError, SteeringError
 from steered_moe.intervention import attached
+from steered_moe.recording import record_selections
 
 EXPERTS = 8
 IDS = torch.randint(5, 120, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -58,8 +59,9 @@ def test_removing_gives_the_model_back(model: nn.Module):
     assert set(dict(model.named_buffers())) == before
     assert not model._forward_hooks
     assert not model._forward_pre_hooks
-    with pytest.raises(SteeringError, match="no steering named 's'"):
-        handle.remove()
+    for use in (handle.remove, lambda: handle.strength):
+        with pytest.raises(SteeringError, match="no steering named 's' is attached; there is none"):
+            use()
 
 
 def test_strength_multiplies_the_soft_part(model: nn.Module):
@@ -117,9 +119,23 @@ def test_rows_of_a_batch_have_their_own_strength(model: nn.Module):
     torch.testing.assert_close(logits_of(model)[1], full[1], atol=1e-5, rtol=1e-5)
 
 
+def test_rows_can_be_given_when_attaching(model: nn.Module):
+    handle = attach(model, STEERING)
+    handle.strength = [1.0, -0.5]
+    expected = logits_of(model)
+    handle.remove()
+    attach(model, STEERING, [1.0, -0.5])
+    assert torch.equal(logits_of(model), expected)
+    attach(model, RouterSteering("more", [3], WEIGHTS[:1]), torch.tensor([0.0, 2.0]))
+    assert not torch.equal(logits_of(model), expected)
+
+
 def test_rows_that_do_not_fit_the_batch_are_an_error(model: nn.Module):
     handle = attach(model, STEERING)
     handle.strength = [1.0, 0.0]
+    for call in (model.forward, model.model):  # as PEFT does, and as encoders of text do
+        with pytest.raises(SteeringError, match="2 rows but the batch has 1"):
+            call(input_ids=IDS[:1])
     assert logits_of(model, IDS.repeat(2, 1)).shape[0] == 4  # as beams repeat prompts
     for batch in (IDS[:1], IDS.repeat(2, 1)[:3]):
         with pytest.raises(SteeringError, match=f"2 rows but the batch has {len(batch)}"):
@@ -129,7 +145,7 @@ def test_rows_that_do_not_fit_the_batch_are_an_error(model: nn.Module):
 
 
 @pytest.mark.parametrize(
-    "strength", [float("nan"), [], [[1.0]], "much", [1.0, float("inf")], None, {}]
+    "strength", [float("nan"), [], [[1.0]], "much", [1.0, float("inf")], None, {}, True]
 )
 def test_bad_strengths_are_refused_and_change_nothing(model: nn.Module, strength):
     handle = attach(model, STEERING, strength=0.5)
@@ -240,6 +256,83 @@ def test_offload_to_disk_gives_the_same_logits(model: nn.Module, tmp_path):
     assert not torch.allclose(logits_of(offloaded), base, atol=1e-3)
     attached(offloaded).remove("s")
     assert torch.equal(logits_of(offloaded), base)
+
+
+def test_offloading_after_attaching_and_removing_gives_the_base(model: nn.Module, tmp_path):
+    from accelerate import disk_offload
+
+    base = logits_of(model)
+    handle = attach(model, STEERING)
+    steered = logits_of(model)
+    disk_offload(model, str(tmp_path), execution_device="cpu")
+    torch.testing.assert_close(logits_of(model), steered, atol=1e-5, rtol=1e-5)
+    handle.remove()
+    torch.testing.assert_close(logits_of(model), base, atol=1e-5, rtol=1e-5)
+    attach(model, STEERING)
+    torch.testing.assert_close(logits_of(model), steered, atol=1e-5, rtol=1e-5)
+
+
+def test_an_empty_steering_is_attached_too(model: nn.Module):
+    empty = attach(model, RouterSteering("empty", [1], torch.zeros(1, EXPERTS)))
+    assert list(attached(model).steerings) == ["empty"]
+    attach(model, STEERING)
+    steered = logits_of(model)
+    empty.remove()
+    assert list(attached(model).steerings) == ["s"]
+    assert torch.equal(logits_of(model), steered)
+
+
+def test_parts_of_a_model_are_not_steered_twice(model: nn.Module):
+    inner = attach(model.model, STEERING)
+    steered = logits_of(model)
+    with pytest.raises(SteeringError, match="steered already, through another model object"):
+        attach(model, RouterSteering("other", [2], WEIGHTS[:1]))
+    assert torch.equal(logits_of(model), steered)
+    inner.remove()
+    attach(model, RouterSteering("other", [2], WEIGHTS[:1]))
+
+
+def test_recording_while_steering_comes_on_leaves_nothing_behind(model: nn.Module):
+    with record_selections(model) as selections:
+        attach(model, STEERING)
+        logits_of(model)
+        steered = logits_of(model)
+    passes = {layer: len(found) for layer, found in selections.items()}
+    assert torch.equal(logits_of(model), steered)
+    assert {layer: len(found) for layer, found in selections.items()} == passes
+    attached(model).remove("s")
+    assert not torch.equal(logits_of(model), steered)
+
+
+def test_inference_mode_leaves_buffers_that_can_change_later(model: nn.Module):
+    with torch.inference_mode():
+        handle = attach(model, STEERING, torch.ones(1))
+        handle.strength = [0.0, 1.0]
+    handle.strength = [1.0, 0.0]
+    model(input_ids=IDS).logits.sum().backward()
+    assert model.model.layers[1].mlp.gate.weight.grad.abs().sum() > 0
+
+
+def test_a_compiled_model_can_be_steered(model: nn.Module):
+    compiled = torch.compile(model, backend="eager")
+    attach(compiled, STEERING)
+    torch.testing.assert_close(logits_of(compiled), logits_of(model))
+    assert attached(compiled) is attached(model)
+
+
+def test_what_is_no_steering_or_no_model_is_refused(model: nn.Module):
+    with pytest.raises(SteeringError, match="'x' is no RouterSteering"):
+        attach(model, "x")
+    with pytest.raises(RouterError, match="'x' is no model"):
+        find_routers("x")
+
+
+def test_casting_the_model_does_not_round_the_coefficients(model: nn.Module):
+    attach(model, STEERING, 1.001)
+    model.bfloat16()
+    logits_of(model)
+    gate = model.model.layers[1].mlp.gate
+    assert torch.equal(gate.steering_std[0], torch.tensor(1.001) * WEIGHTS[0])
 
 
 def test_moving_and_casting_the_model_takes_steering_along(model: nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -189,6 +190,96 @@ def test_the_config_round_trips_and_keeps_unknown_fields(tiny: Path, tmp_path: P
     assert saved == json.loads((tiny / "steered" / "config.json").read_text())
 
 
+def test_what_a_newer_version_wrote_survives_loading_and_saving(tiny: Path, tmp_path: Path):
+    shutil.copytree(tiny / "steered", tmp_path / "newer")
+    content = json.loads((tmp_path / "newer" / "config.json").read_text())
+    content |= {"shiny": 1}
+    (tmp_path / "newer" / "config.json").write_text(json.dumps(content))
+    model = SteeredMoEForCausalLM.from_pretrained(tmp_path / "newer", base_model=tiny / "base")
+    model.save_pretrained(tmp_path / "saved")
+    assert read_repo(tmp_path / "saved").extra == {"shiny": 1}
+
+
+def test_a_base_checkpoint_is_never_overwritten(tiny: Path, tmp_path: Path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    before = (tmp_path / "base" / "config.json").read_bytes()
+    steering = RouterSteering.load(tiny / "steered")
+    model = SteeredMoEForCausalLM.from_base(tmp_path / "base", steering)
+    with pytest.raises(FormatError, match=r"belongs to something else .model_type 'qwen3_moe'."):
+        model.save_pretrained(tmp_path / "base")
+    assert (tmp_path / "base" / "config.json").read_bytes() == before
+
+
+def test_a_local_base_moves_with_its_steering_even_through_links(tiny: Path, tmp_path: Path):
+    shutil.copytree(tiny / "base", tmp_path / "real" / "base@1")
+    (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
+    steering = RouterSteering.load(tiny / "steered")
+    model = SteeredMoEForCausalLM.from_base(tmp_path / "real" / "base@1", steering)
+    model.save_pretrained(tmp_path / "link" / "steered")
+    assert read_repo(tmp_path / "real" / "steered").base["base_model_name_or_path"] == "../base@1"
+    shutil.move(tmp_path / "real", tmp_path / "moved")
+    again = SteeredMoEForCausalLM.from_pretrained(tmp_path / "moved" / "steered")
+    assert torch.equal(logits_of(again), logits_of(model))
+    base = tmp_path / "moved" / "base@1"
+    override = SteeredMoEForCausalLM.from_pretrained(tiny / "steered", base_model=base, strength=1)
+    assert torch.equal(logits_of(override), logits_of(model))
+
+
+def test_a_steered_model_can_be_pickled_and_copied(model):
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    again = torch.load(buffer, weights_only=False)
+    assert type(again) is type(model)
+    assert torch.equal(logits_of(again), logits_of(model))
+    again.set_strength(0.0)
+    assert not torch.equal(logits_of(again), logits_of(model))
+    assert model.strength == 2.0
+
+
+def test_loading_info_and_rows_at_load_time(tiny: Path):
+    folder = tiny / "steered"
+    model, info = SteeredMoEForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert isinstance(model, SteeredMoEForCausalLM)
+    assert not info["missing_keys"]
+    rows = SteeredMoEForCausalLM.from_pretrained(folder, strength=[0.0, 2.0])
+    with model.unsteered():
+        torch.testing.assert_close(logits_of(rows)[0], logits_of(model)[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits_of(rows)[1], logits_of(model)[1], atol=1e-5, rtol=1e-5)
+
+
+def test_arguments_that_could_not_act_are_refused(tiny: Path, model):
+    folder = tiny / "steered"
+    with pytest.raises(BaseModelError, match="num_experts_per_tok=2 cannot be changed"):
+        AutoModelForCausalLM.from_pretrained(folder, num_experts_per_tok=2)
+    with pytest.raises(BaseModelError, match="config is a Qwen3MoeConfig"):
+        SteeredMoEForCausalLM.from_pretrained(folder, config=model.config)
+    with pytest.raises(FormatError, match="subfolder='x'"):
+        SteeredMoEForCausalLM.from_pretrained(folder, subfolder="x")
+    with pytest.raises(SteeringError, match="no steering is given"):
+        SteeredMoEForCausalLM.from_base(tiny / "base", [])
+    shown = AutoModelForCausalLM.from_pretrained(folder, output_hidden_states=True)
+    assert shown.config.output_hidden_states
+
+
+def test_bad_strengths_are_refused_before_weights_are_loaded(tiny: Path, tmp_path: Path):
+    shutil.copytree(tiny, tmp_path / "repo")
+    (tmp_path / "repo" / "base" / "model.safetensors").unlink()
+    for strength in (float("nan"), "much", {"middle": float("inf")}):
+        with pytest.raises(SteeringError, match="strength is"):
+            SteeredMoEForCausalLM.from_pretrained(tmp_path / "repo" / "steered", strength=strength)
+
+
+def test_from_base_attaches_all_or_nothing(tiny: Path):
+    base = AutoModelForCausalLM.from_pretrained(tiny / "base")
+    plain = logits_of(base)
+    good, bad = RouterSteering.load(tiny / "steered"), RouterSteering("b", [9], torch.ones(1, 16))
+    with pytest.raises(BaseModelError, match="layer 9"):
+        SteeredMoEForCausalLM.from_base(base, [good, bad])
+    assert torch.equal(logits_of(base), plain)
+    assert not isinstance(base, SteeredMoEForCausalLM)
+
+
 def publish(hub: HubServer, tiny: Path) -> tuple[str, str]:
     """Put base and steering on the Hub, the base twice; returns the steered commit of each."""
     base = {path.name: path.read_bytes() for path in (tiny / "base").iterdir()}
@@ -242,6 +333,17 @@ def test_from_base_on_the_hub_records_the_commit(hub: HubServer, tiny: Path, tmp
     base = read_repo(tmp_path / "saved").base
     assert base["base_model_name_or_path"] == "user/base"
     assert base["base_model_revision"] == commit
+
+
+def test_a_local_base_is_not_pushed_but_its_hub_id_is(hub: HubServer, tiny: Path, tmp_path, model):
+    hub.commit("user/plain", {p.name: p.read_bytes() for p in (tiny / "base").iterdir()})
+    hub.requests.clear()
+    with pytest.raises(FormatError, match=r"local folder .*base, which nobody else has"):
+        model.push_to_hub("user/local")
+    assert not hub.requests
+    model.push_to_hub("user/local", base_model="user/plain")
+    saved = SteeredMoEForCausalLM.from_pretrained("user/local", cache_dir=tmp_path)
+    assert saved.base_model_name == "user/plain"
 
 
 def test_push_is_one_commit_of_kilobytes_that_loads_again(hub: HubServer, tiny: Path, tmp_path):

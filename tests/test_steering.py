@@ -55,6 +55,10 @@ def test_it_keeps_its_own_copy_of_the_tensors():
         ({"force": torch.zeros(2, 4)}, "shape (2, 4)"),
         ({"scale": "variance"}, "'variance'"),
         ({"provenance": {"when": object()}}, "not JSON"),
+        ({"provenance": {"strength": 5.0}}, "provenance holds 'strength'"),
+        ({"provenance": {"languages": "en"}}, "languages is 'en'; it must be a list"),
+        ({"layers": [True, False]}, "whole number"),
+        ({"weights": torch.zeros(2, 3, dtype=torch.complex64)}, "expected real numbers"),
     ],
 )
 def test_what_cannot_be_right_is_refused_by_value(changes, says):
