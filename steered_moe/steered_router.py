@@ -82,13 +82,13 @@ class SteeredRouter:
     @property
     def edit(self) -> Edit:
         """The edit that the buffers hold now."""
-        module = self.router.module
+        buffers = self.router.module._buffers
         return Edit(
             self.router.num_experts,
-            std=getattr(module, "steering_std", None),
-            abs=getattr(module, "steering_abs", None),
-            none=getattr(module, "steering_none", None),
-            force=getattr(module, "steering_force", None),
+            std=buffers.get("steering_std"),
+            abs=buffers.get("steering_abs"),
+            none=buffers.get("steering_none"),
+            force=buffers.get("steering_force"),
         )
 
     @property
