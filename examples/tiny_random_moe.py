@@ -8,6 +8,7 @@ know no language: the texts it generates are noise, and only show that steering 
 
 from __future__ import annotations
 
+import string
 import sys
 from pathlib import Path
 
@@ -25,18 +26,20 @@ LAYERS, EXPERTS, TOP_K = 6, 16, 4
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of 320 tokens, learned from `TEXT`."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    """A BPE tokenizer of the words and characters of `TEXT`; anything else becomes ``<unk>``."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(
         vocab_size=320,
-        special_tokens=["<pad>", "<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<pad>", "<eos>", "<unk>"],
+        initial_alphabet=list(string.printable),
         show_progress=False,
     )
     tokenizer.train_from_iterator(TEXT.splitlines(), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
 
 
 def build_model(seed: int = 0) -> Qwen3MoeForCausalLM:
