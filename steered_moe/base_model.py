@@ -48,7 +48,8 @@ def load_base(
         BaseModelError: Another model type, or wrong layers, experts or top-k.
         RouterError: The base has no router that can be steered.
     """
-    kwargs = {"trust_remote_code": False, **kwargs}  # transformers would ask on the terminal
+    # Left open, transformers would ask on the terminal whether to run code of the base.
+    kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
     names = (*hub.KWARGS, "trust_remote_code")
     config_kwargs = {name: kwargs[name] for name in names if name in kwargs}
     config = AutoConfig.from_pretrained(base, revision=revision, **config_kwargs)

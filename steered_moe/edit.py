@@ -109,20 +109,19 @@ class RouterScope(TorchFunctionMode):
         edit: What to do.
         weight_shape: ``(columns, features)`` of the router's weight: the product with it is the
             one that makes the logits.
-        leading: Leading shape of the logits, when they were made outside this scope.
 
     Attributes:
+        leading: Leading shape of the logits, known once they are made; set it where they were
+            made outside this scope.
         products: How many products made logits; anything but 1 means that the edit missed.
         selected: Indices that each selecting operation returned, in order.
     """
 
-    def __init__(
-        self, edit: Edit, weight_shape: tuple[int, int], leading: tuple[int, ...] | None = None
-    ) -> None:
+    def __init__(self, edit: Edit, weight_shape: tuple[int, int]) -> None:
         super().__init__()
         self.edit = edit
         self.weight_shape = weight_shape
-        self.leading = leading
+        self.leading: tuple[int, ...] | None = None
         self.products = 0
         self.selected: list[Tensor] = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -232,9 +233,22 @@ def test_a_steered_model_can_be_pickled_and_copied(model):
     again = torch.load(buffer, weights_only=False)
     assert type(again) is type(model)
     assert torch.equal(logits_of(again), logits_of(model))
-    again.set_strength(0.0)
-    assert not torch.equal(logits_of(again), logits_of(model))
+    for other in (again, deepcopy(model)):
+        assert type(other) is type(model)
+        other.set_strength(0.0)
+        assert not torch.equal(logits_of(other), logits_of(model))
     assert model.strength == 2.0
+
+
+@pytest.mark.parametrize("load", [SteeredMoEForCausalLM, AutoModelForCausalLM])
+def test_code_of_the_base_is_not_run_and_nobody_is_asked(tiny: Path, tmp_path, capfd, load):
+    shutil.copytree(tiny, tmp_path / "repo")
+    config = {"model_type": "unheard_of", "auto_map": {"AutoConfig": "code.Config"}}
+    (tmp_path / "repo" / "base" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "repo" / "base" / "code.py").write_text("raise SystemExit('it ran')")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        load.from_pretrained(tmp_path / "repo" / "steered")
+    assert "Do you wish to run" not in capfd.readouterr().out
 
 
 def test_loading_info_and_rows_at_load_time(tiny: Path):
