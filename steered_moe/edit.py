@@ -114,6 +114,7 @@ class RouterScope(TorchFunctionMode):
         leading: Leading shape of the logits, known once they are made; set it where they were
             made outside this scope.
         products: How many products made logits; anything but 1 means that the edit missed.
+        logits: Router logits after the edit, once they are made.
         selected: Indices that each selecting operation returned, in order.
     """
 
@@ -123,6 +124,7 @@ class RouterScope(TorchFunctionMode):
         self.weight_shape = weight_shape
         self.leading: tuple[int, ...] | None = None
         self.products = 0
+        self.logits: Tensor | None = None
         self.selected: list[Tensor] = []
 
     def __torch_function__(
@@ -151,7 +153,8 @@ class RouterScope(TorchFunctionMode):
             return result
         self.products += 1
         self.leading = result.shape[:-1]
-        return self.edit.logits(result)
+        self.logits = self.edit.logits(result)
+        return self.logits
 
     def linear(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """``F.linear(hidden, weight)``."""

@@ -18,6 +18,7 @@ from steered_moe.errors import FormatError
 PROFILE_CONFIG = "profile.json"
 PROFILE_TENSORS = "profile.safetensors"
 _TENSORS = ("counts", "weight_sums", "tokens")
+_OPTIONAL = ("sequences", "frequency_sums", "probabilities")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,11 @@ class RoutingProfile:
         counts: float64 ``(languages, layers, experts)``: tokens that selected the expert.
         weight_sums: float64, same shape: sum of the expert's routing weight over these tokens.
         tokens: float64 ``(languages, layers)``: tokens seen.
+        sequences: float64 ``(languages,)``: texts seen; None where the source has no such number.
+        frequency_sums: float64 ``(languages, layers, experts)``: sum over texts of the share of
+            their tokens that selected the expert (``a_i / L_i`` of 2510.04694 Eq. 3), or None.
+        probabilities: float32 ``(languages, sequences, layers, experts)``: each text's mean
+            softmax over all experts (2510.04694 Eq. 1), texts parallel over languages, or None.
 
     Raises:
         FormatError: Shapes that do not agree, or numbers that no count can be.
@@ -40,6 +46,9 @@ class RoutingProfile:
     counts: Tensor
     weight_sums: Tensor
     tokens: Tensor
+    sequences: Tensor | None = None
+    frequency_sums: Tensor | None = None
+    probabilities: Tensor | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.languages), len(self.layers))
@@ -49,11 +58,25 @@ class RoutingProfile:
                 f"a profile of {expected[0]} languages and {expected[1]} layers cannot have "
                 f"shapes {dict(zip(_TENSORS, shapes, strict=True))}"
             )
-        for name in _TENSORS:
-            tensor = getattr(self, name).to(torch.float64)
+        self._check_optional(shapes[0])
+        for name in (*_TENSORS, *_OPTIONAL):
+            if (tensor := getattr(self, name)) is None:
+                continue
+            tensor = tensor.to(torch.float32 if name == "probabilities" else torch.float64)
             if not torch.isfinite(tensor).all() or (tensor < 0).any():
                 raise FormatError(f"{name} of a profile holds negative or non-finite numbers")
             object.__setattr__(self, name, tensor)
+
+    def _check_optional(self, shape: tuple[int, ...]) -> None:
+        languages, layers, experts = shape
+        expected = {"sequences": (languages,), "frequency_sums": shape}
+        if self.probabilities is not None:
+            texts = self.probabilities.shape[1] if self.probabilities.dim() > 1 else 0
+            expected["probabilities"] = (languages, texts, layers, experts)
+        for name, wanted in expected.items():
+            tensor = getattr(self, name)
+            if tensor is not None and tuple(tensor.shape) != wanted:
+                raise FormatError(f"{name} of a profile is {tuple(tensor.shape)}, not {wanted}")
 
     @property
     def num_experts(self) -> int:
@@ -68,6 +91,29 @@ class RoutingProfile:
         """
         return self.counts / self.tokens.unsqueeze(-1).clamp_min(1)
 
+    @property
+    def mean_frequency(self) -> Tensor:
+        """float64 ``(languages, layers, experts)``: mean over texts of the share of their tokens
+        that selected the expert; each text weighs the same (2510.04694 Eq. 3).
+
+        Raises:
+            FormatError: The profile has no sums over texts.
+        """
+        if self.frequency_sums is None or self.sequences is None:
+            raise FormatError(
+                "this profile has sums over tokens only; profile the texts with profile_texts"
+            )
+        return self.frequency_sums / self.sequences.reshape(-1, 1, 1).clamp_min(1)
+
+    @property
+    def routing_distributions(self) -> Tensor:
+        """``(languages, sequences, layers, experts)``: `probabilities` where they were kept, else
+        one row per language: its frequency over top-k. Each sums to 1 over experts."""
+        if self.probabilities is not None:
+            return self.probabilities
+        frequency = self.counts / self.counts.sum(dim=-1, keepdim=True).clamp_min(1)
+        return frequency.unsqueeze(1)
+
     def of(self, languages: Sequence[str]) -> RoutingProfile:
         """The profile of some languages, in the order given.
 
@@ -80,8 +126,12 @@ class RoutingProfile:
                 f"{', '.join(missing)} not in the profile; it has {', '.join(self.languages)}"
             )
         rows = [self.languages.index(language) for language in languages]
-        tensors = (getattr(self, name)[rows] for name in _TENSORS)
-        return RoutingProfile(tuple(languages), self.layers, *tensors)
+        tensors = {name: tensor[rows] for name, tensor in self._tensors().items()}
+        return RoutingProfile(tuple(languages), self.layers, **tensors)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {name: getattr(self, name) for name in (*_TENSORS, *_OPTIONAL)}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def save(self, folder: str | Path) -> None:
         """Write ``profile.json`` and ``profile.safetensors``."""
@@ -89,7 +139,7 @@ class RoutingProfile:
         folder.mkdir(parents=True, exist_ok=True)
         config = {"format_version": 1, "languages": self.languages, "layers": self.layers}
         (folder / PROFILE_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        tensors = {name: tensor.contiguous() for name, tensor in self._tensors().items()}
         save_file(tensors, folder / PROFILE_TENSORS, metadata={"format": "pt"})
 
     @classmethod
@@ -106,13 +156,14 @@ class RoutingProfile:
             )
         try:
             with safe_open(Path(folder) / PROFILE_TENSORS, framework="pt") as file:
-                tensors = [file.get_tensor(name) for name in _TENSORS]
+                present = [name for name in _OPTIONAL if name in set(file.keys())]
+                tensors = {name: file.get_tensor(name) for name in (*_TENSORS, *present)}
         except (SafetensorError, OSError) as error:
             raise FormatError(f"{folder}: {PROFILE_TENSORS} cannot be read: {error}") from error
         languages, layers = config.get("languages"), config.get("layers")
         if not isinstance(languages, list) or not isinstance(layers, list):
             raise FormatError(f"{folder}: {PROFILE_CONFIG} lacks its lists of languages and layers")
-        return cls(tuple(languages), tuple(layers), *tensors)
+        return cls(tuple(languages), tuple(layers), **tensors)
 
     @classmethod
     def from_recorder(cls, folder: str | Path) -> RoutingProfile:

@@ -82,14 +82,7 @@ class SteeredRouter:
     @property
     def edit(self) -> Edit:
         """The edit that the buffers hold now."""
-        buffers = self.router.module._buffers
-        return Edit(
-            self.router.num_experts,
-            std=buffers.get("steering_std"),
-            abs=buffers.get("steering_abs"),
-            none=buffers.get("steering_none"),
-            force=buffers.get("steering_force"),
-        )
+        return current_edit(self.router)
 
     @property
     def cast(self) -> bool:
@@ -159,13 +152,24 @@ def _steered_selection(steered: SteeredRouter, method: Any, *args: Tensor) -> An
         return method(*args)
 
 
+def is_steered(router: Router) -> bool:
+    """Whether some model object steers this router."""
+    return hasattr(router.module, _MARK)
+
+
+def current_edit(router: Router) -> Edit:
+    """The edit that the buffers of a router's module hold now; one without parts if none do."""
+    buffers = router.module._buffers
+    return Edit(router.num_experts, **{part: buffers.get(name) for part, name in BUFFERS.items()})
+
+
 def check_free(router: Router) -> None:
     """Refuse a router that is steered through another model object, e.g. its decoder alone.
 
     Raises:
         SteeringError: Names the router.
     """
-    if hasattr(router.module, _MARK):
+    if is_steered(router):
         raise SteeringError(
             f"router {router.path!r} is steered already, through another model object that it is "
             "part of; attach to the same object, or remove that steering first"
