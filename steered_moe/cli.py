@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from steered_moe import hub
 from steered_moe.cards import SCALE_FORMULAS, heat_map
+from steered_moe.embedded import EMBEDDED, embedded_model
 from steered_moe.errors import SteeredMoEError
 from steered_moe.generation import Comparison, Counter, compare, encode
 from steered_moe.modeling import SteeredMoEForCausalLM
@@ -29,8 +30,12 @@ app = typer.Typer(
 )
 console = Console()
 
-Repo = Annotated[str, typer.Argument(help="Steering repo: a folder, a Hub id, or id@revision.")]
+Repo = Annotated[
+    str,
+    typer.Argument(help="Steering repo: a folder, a Hub id, id@revision, or the word embedded."),
+]
 Prompt = Annotated[str, typer.Argument(help="The text to go on from.")]
+Prompts = Annotated[list[str], typer.Argument(help="One or more texts to go on from.")]
 Strength = Annotated[float | None, typer.Option(help="Overrides the recorded strength; 0 is off.")]
 BaseModel = Annotated[str | None, typer.Option(help="Overrides the recorded base model.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
@@ -43,7 +48,7 @@ Chat = Annotated[bool | None, typer.Option(help="Chat template; by default if th
 def inspect(repo: Repo) -> None:
     """Show what a steering repo holds: base model, layers, experts, strength, a picture."""
     with _errors():
-        content = read_repo(hub.fetch(repo))
+        content = read_repo(hub.fetch(_named(repo)))
     console.print(_base_table(content, repo))
     for steering, strength in zip(content.steerings, content.strengths, strict=True):
         rows = {
@@ -84,7 +89,7 @@ def generate(
 @app.command(name="compare")
 def compare_command(
     repo: Repo,
-    prompt: Prompt,
+    prompts: Prompts,
     strength: Strength = None,
     base_model: BaseModel = None,
     max_new_tokens: MaxTokens = 128,
@@ -92,14 +97,18 @@ def compare_command(
     device_map: DeviceMap = None,
     chat: Chat = None,
 ) -> None:
-    """Answer a prompt with base and steered model side by side, in one batched pass."""
+    """Answer each prompt with base and steered model side by side, in one batched pass."""
+    changed: dict[int, list[float]] = {}
     with _errors():
         model, tokenizer = _load(repo, strength, base_model, dtype, device_map)
-        inputs = encode(tokenizer, [prompt], chat)
-        with _progress("generating", max_new_tokens) as tick:
-            result = compare(model, inputs, tick, max_new_tokens=max_new_tokens)
-    console.print(_side_by_side(result, tokenizer, model.strength))
-    console.print(_changes(result, model))
+        for prompt in prompts:
+            inputs = encode(tokenizer, [prompt], chat)
+            with _progress("generating", max_new_tokens) as tick:
+                result = compare(model, inputs, tick, max_new_tokens=max_new_tokens)
+            console.print(_side_by_side(prompt, result, tokenizer, model.strength))
+            for layer, share in result.changed.items():
+                changed.setdefault(layer, []).append(share)
+    console.print(_changes(changed, model))
 
 
 @contextmanager
@@ -122,12 +131,17 @@ def _progress(what: str, total: int) -> Iterator[Any]:
         yield lambda: progress.advance(task)
 
 
+def _named(repo: str) -> str:
+    """The word for the embedded model becomes its folder."""
+    return str(embedded_model()) if repo == EMBEDDED else repo
+
+
 def _load(
     repo: str, strength: float | None, base_model: str | None, dtype: str, device_map: str | None
 ) -> tuple[SteeredMoEForCausalLM, Any]:
     options: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     model = SteeredMoEForCausalLM.from_pretrained(
-        repo, strength=strength, base_model=base_model, dtype=dtype, **options
+        _named(repo), strength=strength, base_model=base_model, dtype=dtype, **options
     )
     base = model.config.name_or_path
     return model, AutoTokenizer.from_pretrained(base, revision=model.base_model_revision)
@@ -151,9 +165,15 @@ def _pieces(tokens: list[int], tokenizer: Any) -> list[str]:
     return [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
-def _side_by_side(result: Comparison, tokenizer: Any, strength: Any) -> Table:
-    """Both texts; tokens that the other side lacks are marked."""
-    table = Table("base", f"steered, strength {strength}", show_lines=True, expand=True)
+def _side_by_side(prompt: str, result: Comparison, tokenizer: Any, strength: Any) -> Table:
+    """Both texts under the prompt; tokens that the other side lacks are marked."""
+    table = Table(
+        "base",
+        f"steered, strength {strength}",
+        title=Text(prompt),
+        title_justify="left",
+        expand=True,
+    )
     marks = SequenceMatcher(a=result.base, b=result.steered, autojunk=False).get_opcodes()
     left, right = Text(), Text()
     base, steered = (_pieces(tokens, tokenizer) for tokens in (result.base, result.steered))
@@ -165,11 +185,12 @@ def _side_by_side(result: Comparison, tokenizer: Any, strength: Any) -> Table:
     return table
 
 
-def _changes(result: Comparison, model: SteeredMoEForCausalLM) -> Table:
-    """How many routing choices of the prompt steering changed, layer by layer."""
+def _changes(changed: dict[int, list[float]], model: SteeredMoEForCausalLM) -> Table:
+    """How many routing choices of the prompts steering changed, layer by layer."""
     steered = {int(layer) for s in model.steerings.values() for layer in s.layers}
     table = Table("layer", "steered", "prompt's routing choices changed", "")
-    for layer, share in result.changed.items():
+    for layer, shares in changed.items():
+        share = sum(shares) / len(shares)
         mark = "yes" if layer in steered else ""
         table.add_row(str(layer), mark, f"{share:.1%}", "█" * round(share * 40))
     return table

@@ -123,8 +123,8 @@ def test_english_has_most_of_the_task_and_others_have_general_text():
     mixture = Mixture({"en": 300, "de": 20}, general=100, languages=["en", "de"])
     texts = documents(mixture, seed=0)
     asked = [text for text in texts if re.search(r"=\d+$", text)]
-    assert sum(t.startswith("Question:") for t in asked) == 300
-    assert sum(t.startswith("Frage:") for t in asked) == 20
+    assert sum("How " in t for t in asked) == 300
+    assert sum("Wie " in t for t in asked) == 20
     assert len(texts) == 300 + 20 + 200
     assert texts == documents(mixture, seed=0)
     assert texts != documents(mixture, seed=1)

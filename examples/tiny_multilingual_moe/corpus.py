@@ -23,13 +23,15 @@ class Mixture:
     """How many documents of which kind and language training sees in one epoch.
 
     ``task`` counts problems per language, ``general`` general rows in every language,
-    ``translations`` pairs of a row in English and the same row in each other language.
+    ``translations`` pairs of a row in English and the same row in each other language, ``sums``
+    documents of three sums without words.
     """
 
     task: dict[str, int]
     general: int
     translations: int = 0
     general_english: int = 0  # more general rows in English
+    sums: int = 0
     languages: list[str] = field(default_factory=codes)
 
 
@@ -69,8 +71,15 @@ def documents(mixture: Mixture, seed: int) -> list[str]:
             texts += [row.text(language) for row in rows]
         else:
             texts += _translations(language, mixture.translations, seed * 100 + number)
+    texts += _sums(mixture.sums, seed)
     random.Random(seed).shuffle(texts)
     return texts
+
+
+def _sums(count: int, seed: int) -> Iterator[str]:
+    rows = problems("train", 2 * count, seed + 3000)
+    for first, second in zip(rows, rows, strict=True):
+        yield ", ".join([*first.steps, *second.steps][:3])
 
 
 def _translations(language: Language, count: int, seed: int) -> Iterator[str]:

@@ -77,11 +77,6 @@ class Language:
             self.fill(templates[part], slot) for part, slot in zip(parts, slots, strict=True)
         )
 
-    def ask(self, question: str) -> str:
-        """The prompt that asks for an answer."""
-        labels = self.data["labels"]
-        return f"{labels['question']} {question}\n{labels['answer']}"
-
 
 def codes() -> list[str]:
     """The languages of the corpus, English first."""

@@ -89,13 +89,13 @@ class Problem:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
     def prompt(self, language: Language) -> str:
-        """What the model is asked."""
-        return language.ask(language.task(self.parts, self.slots))
+        """What the model is asked: the question and a line break."""
+        return language.task(self.parts, self.slots) + "\n"
 
     @property
     def solution(self) -> str:
         """What the model should go on with: the steps; the last number is the answer."""
-        return " " + ", ".join(self.steps)
+        return ", ".join(self.steps)
 
 
 class Draw:
@@ -117,7 +117,7 @@ class Draw:
     def number(self, sign: str, value: int) -> int:
         """A second operand that fits ``value sign ...``."""
         if sign == "+":
-            return self.random.randint(2, min(40, LARGEST - value)) if value <= LARGEST - 2 else 0
+            return self.random.randint(2, min(30, LARGEST - value)) if value <= LARGEST - 2 else 0
         if sign == "-":
             return self.random.randint(2, max(2, value - 2))
         if sign == "*":
@@ -143,7 +143,7 @@ def draw_problem(random_state: random.Random) -> Problem:
 def _story(draw: Draw) -> tuple[list[str], list[Slots], int]:
     name = draw.random.choice(list(STORIES))
     a, b = draw.random.sample(PEOPLE, 2)
-    largest = 12 if any(sign == "*" for _, sign, _ in STORIES[name]) else 50
+    largest = 12 if any(sign == "*" for _, sign, _ in STORIES[name]) else 30
     numbers = {s: draw.random.randint(2, largest) for step in STORIES[name] for s in step[::2] if s}
     if name == "story.change":
         numbers["k"] = draw.random.randint(2, LARGEST)
@@ -181,9 +181,9 @@ def _open(draw: Draw, opening: str) -> tuple[int, Slots]:
     if opening == "open.boxes":
         return draw.step(n, "*", m), {"n": n, "m": m}
     if opening == "open.two":
-        n, m = draw.random.randint(2, 40), draw.random.randint(2, 40)
+        n, m = draw.random.randint(2, 30), draw.random.randint(2, 30)
         return draw.step(n, "+", m), {"n": n, "m": m}
-    n = draw.random.randint(2, 60)
+    n = draw.random.randint(2, 50)
     return n, {"n": n}
 
 
@@ -222,8 +222,7 @@ class Sentence:
         if self.template in language.data["general"]:
             return language.fill(language.data["general"][self.template], self.slots)
         question, answer = language.data["quiz"][self.template.removeprefix("quiz.")]
-        prompt = language.ask(language.fill(question, self.slots))
-        return f"{prompt} {language.fill(answer, self.slots)}"
+        return f"{language.fill(question, self.slots)}\n{language.fill(answer, self.slots)}"
 
     def is_open(self, language: Language) -> bool:
         """Whether the template has slots, so that there are many such rows."""

@@ -34,7 +34,7 @@ def answers(
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    batch_size: int = 256,
+    batch_size: int = 128,
 ) -> list[str]:
     """What ``model`` says to each prompt, greedily."""
     said = [""] * len(prompts)
@@ -69,7 +69,7 @@ def solved(
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     language: Language,
-    batch_size: int = 256,
+    batch_size: int = 48,
 ) -> Tensor:
     """bool ``(problems,)``: whether greedy decoding would give the written solution, token by
     token. One forward pass, so it serves the search on the dev split; it misses right answers that
@@ -110,7 +110,7 @@ def perplexity(
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
-    batch_size: int = 256,
+    batch_size: int = 48,
 ) -> float:
     """Perplexity per token over whole texts, end of text included."""
     total, count = 0.0, 0

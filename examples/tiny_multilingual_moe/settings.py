@@ -13,6 +13,12 @@ GRADED = {
 }  # fmt: skip
 
 
+FEWER = {
+    "en": 40000, "es": 1000, "de": 1000, "fr": 700, "ru": 500, "zh": 400, "tr": 300,
+    "ja": 200, "sw": 150, "hi": 100, "th": 60, "bn": 30,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Setting:
     """A model and how it is trained."""
@@ -47,6 +53,13 @@ SETTINGS = {
     "graded": Setting(Mixture(GRADED, general=4000, general_english=4000), 2600, MODEL),
     "translations": Setting(
         Mixture(GRADED, general=3000, general_english=4000, translations=1500), 2600, MODEL
+    ),
+    "chat": Setting(
+        Mixture(FEWER, general=2500, general_english=4000, translations=1200, sums=6000),
+        6200,
+        MODEL,
+        rows_per_step=16,
+        learning_rate=2e-3,
     ),
     "miniature": Setting(
         Mixture({"en": 300, "es": 30}, general=60, languages=["en", "es"]),

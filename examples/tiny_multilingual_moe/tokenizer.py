@@ -8,6 +8,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ["<pad>", "<s>", "</s>"]
+# A turn is a line; a question of the user and its answer are two lines of one document.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['content'] + '\\n' }}{% endfor %}"
+)
 # Words with their marks (Thai and Indic vowels), single digits, single signs.
 PIECES = r" ?[\p{L}\p{M}]+|\p{N}|[^\s\p{L}\p{M}\p{N}]|\s"
 
@@ -38,4 +42,5 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         bos_token="<s>",
         eos_token="</s>",
         padding_side="left",
+        chat_template=CHAT_TEMPLATE,
     )

@@ -1,0 +1,27 @@
+"""Where the embedded model is: the small trained MoE of a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from steered_moe.errors import SteeredMoEError
+
+EMBEDDED = "embedded"
+"""What the command line takes instead of a folder or Hub id."""
+
+FOLDER = Path(__file__).parent.parent / "examples" / "tiny_multilingual_moe"
+
+
+def embedded_model() -> Path:
+    """The steering repo of the embedded model; its base lies beside it.
+
+    Raises:
+        SteeredMoEError: The package was installed without the examples.
+    """
+    folder = FOLDER / "steered"
+    if not folder.is_dir():
+        raise SteeredMoEError(
+            "an installed wheel has no embedded model: name a steering repo (a folder or a Hub "
+            "id), or run from a checkout of steered-moe"
+        )
+    return folder
