@@ -17,8 +17,8 @@ from steered_moe.selection import (
 )
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4)
-SOFT_STRENGTHS = (0.25, 0.5, 1.0)
-SHARED_STRENGTHS = (0.05, 0.1, 0.25)
+SOFT_STRENGTHS = (0.25, 0.5, 1.0, 1.5)
+SHARED_STRENGTHS = (0.1, 0.25, 0.5)
 SHARED_SETTINGS = ((0.3, 0.7), (0.5, 0.7))  # top as a share of the experts, threshold
 
 

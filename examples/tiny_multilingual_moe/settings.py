@@ -63,7 +63,7 @@ SETTINGS = {
     ),
     "miniature": Setting(
         Mixture({"en": 300, "es": 30}, general=60, languages=["en", "es"]),
-        40,
+        160,
         MODEL | {"num_hidden_layers": 4, "hidden_size": 64, "num_experts": 8},
         vocab_size=512,
         rows_per_step=8,

@@ -67,6 +67,7 @@ def arguments(setting: Setting, folder: Path, seed: int) -> TrainingArguments:
         save_total_limit=1,
         seed=seed,
         report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
     )
 
@@ -77,14 +78,22 @@ def train(folder: Path, setting: Setting, seed: int = 0) -> list[dict]:
     rows = PackedRows(documents(setting.mixture, seed), tokenizer, setting.row_length)
     print(f"{len(rows)} rows, {rows.tokens} tokens in one epoch")
     torch.manual_seed(seed)
-    model = new_model(setting, tokenizer)
+    last = _last(folder)
+    # Trainer reads a checkpoint with load_state_dict, which misses experts: they are saved one by
+    # one and held together in memory. from_pretrained converts them.
+    model = Qwen3MoeForCausalLM.from_pretrained(last) if last else new_model(setting, tokenizer)
     model.config.output_router_logits = True  # adds the balancing loss
     trainer = Trainer(model, arguments(setting, folder, seed), train_dataset=rows)
-    trainer.train(resume_from_checkpoint=_last(folder))
+    trainer.train(resume_from_checkpoint=last)
     model.config.output_router_logits = False
     model.to(torch.bfloat16).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    return _write_log(folder, setting, seed, trainer.state.log_history)
+    rows_seen = setting.steps * setting.rows_per_step
+    sizes = {
+        "parameters": model.num_parameters(),
+        "tokens": round(rows.tokens / len(rows) * rows_seen),
+    }
+    return _write_log(folder, setting, seed, sizes, trainer.state.log_history)
 
 
 def _last(folder: Path) -> str | None:
@@ -92,8 +101,10 @@ def _last(folder: Path) -> str | None:
     return get_last_checkpoint(str(state)) if state.is_dir() else None
 
 
-def _write_log(folder: Path, setting: Setting, seed: int, history: list[dict]) -> list[dict]:
-    log = {"seed": seed, "setting": asdict(setting), "history": history}
+def _write_log(
+    folder: Path, setting: Setting, seed: int, sizes: dict[str, int], history: list[dict]
+) -> list[dict]:
+    log = {"seed": seed, "setting": asdict(setting), **sizes, "history": history}
     (folder / "training_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
     return history
 

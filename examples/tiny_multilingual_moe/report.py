@@ -1,0 +1,133 @@
+"""Write the card of the embedded model from what evaluate.py measured.
+
+    python examples/tiny_multilingual_moe/report.py FOLDER [OTHER_SEED ...]
+
+``FOLDER/README.md`` gets the tables and ``FOLDER/divergence.png`` the figure. Each further folder
+holds the same setting trained with another seed; its gains stand beside those of ``FOLDER``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from grammar import Language
+
+from steered_moe import RouterSteering
+from steered_moe.plots import plot_divergence
+
+TEMPLATE = Path(__file__).parent / "card.md"
+
+
+def read(folder: Path, part: str) -> dict[str, Any]:
+    """What a part of evaluate.py, or train.py, wrote."""
+    return json.loads((folder / f"{part}.json").read_text(encoding="utf-8"))
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; the first column is text."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def quality_table(folder: Path) -> str:
+    """Accuracy and perplexity by language, with how many task problems training saw."""
+    quality = read(folder, "quality")
+    counts = read(folder, "training_log")["setting"]["mixture"]["task"]
+    rows = [
+        [
+            f"{Language(code).data['name']} ({code})",
+            str(counts[code]),
+            f"{accuracy:.3f}",
+            f"{quality['perplexity'][code]:.2f}",
+        ]
+        for code, accuracy in quality["accuracy"].items()
+    ]
+    return table(["language", "task problems in training", "accuracy", "perplexity"], rows)
+
+
+def gain(numbers: dict[str, float]) -> str:
+    """A gain in points with its interval."""
+    return f"{numbers['mean']:+.2f} ({numbers['low']:+.2f} to {numbers['high']:+.2f})"
+
+
+def gains_table(folder: Path) -> str:
+    """Gain by language of each method."""
+    result = read(folder, "test")
+    methods = result["methods"]
+    names = [f"{m['label']}, strength {m['strength']}" for m in methods]
+    codes = [*result["base"], "mean"]
+    titles = {"mean": "**mean of all but English**"}
+    rows = [[titles.get(c, c), *(gain(m["gains"][c]) for m in methods)] for c in codes]
+    return table(["language", *names], rows)
+
+
+def controls_table(folder: Path) -> str:
+    """Mean gain of the first method and of its controls, and what English loses."""
+    result = read(folder, "test")
+    rows = [
+        [
+            line["label"],
+            str(line["strength"]),
+            str(line["experts"]),
+            gain(line["gains"]["mean"]),
+            gain(line["gains"]["en"]),
+        ]
+        for line in [result["methods"][0], *result["controls"]]
+    ]
+    return table(["", "strength", "experts", "mean of all but English", "English"], rows)
+
+
+def seeds_table(folders: list[Path]) -> str:
+    """Each seed's own choice on its dev split and its gain on the test split."""
+    rows = []
+    for folder in folders:
+        first = read(folder, "test")["methods"][0]
+        seed = str(read(folder, "training_log")["seed"])
+        rows.append([seed, first["label"], str(first["strength"]), gain(first["gains"]["mean"])])
+    return table(["seed", "chosen on dev", "strength", "mean of all but English"], rows)
+
+
+def figure(folder: Path) -> None:
+    """The divergence figure, with the steered layers shaded."""
+    curves = {c: torch.tensor(x) for c, x in read(folder, "routing")["divergence"].items()}
+    layers = RouterSteering.load(folder / "steered").layers.tolist()
+    plot_divergence(curves, folder / "divergence.png", steered=(layers[0], layers[-1]))
+
+
+def card(folder: Path, others: list[Path]) -> str:
+    """The card's text."""
+    log, quality = read(folder, "training_log"), read(folder, "quality")
+    routing = read(folder, "routing")
+    values = {
+        "languages": "\n".join(f"- {code}" for code in quality["accuracy"]),
+        "parameters": f"{log['parameters'] / 1e6:.1f}",
+        "layers": log["setting"]["model"]["num_hidden_layers"],
+        "experts": log["setting"]["model"]["num_experts"],
+        "top_k": log["setting"]["model"]["num_experts_per_tok"],
+        "tokens": f"{log['tokens'] / 1e6:.1f}",
+        "problems": quality["problems"],
+        "rows": quality["rows"],
+        "quality": quality_table(folder),
+        "profiled": routing["rows"],
+        "u_shaped": f"{len(routing['u_shaped'])} of {len(routing['divergence'])}",
+        "u_languages": ", ".join(routing["u_shaped"]),
+        "gains": gains_table(folder),
+        "controls": controls_table(folder),
+        "seeds": seeds_table([folder, *others]),
+    }
+    return TEMPLATE.read_text(encoding="utf-8").format(**values)
+
+
+def main(folder: Path, others: list[Path]) -> None:
+    figure(folder)
+    (folder / "README.md").write_text(card(folder, others), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]), [Path(path) for path in sys.argv[2:]])
