@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from steered_moe.errors import FormatError
 PROFILE_CONFIG = "profile.json"
 PROFILE_TENSORS = "profile.safetensors"
 _TENSORS = ("counts", "weight_sums", "tokens")
-_OPTIONAL = ("sequences", "frequency_sums", "probabilities")
+_OPTIONAL = ("sequences", "frequency_sums", "entropy_sums", "consistency_sums", "probabilities")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,10 @@ class RoutingProfile:
         sequences: float64 ``(languages,)``: texts seen; None where the source has no such number.
         frequency_sums: float64 ``(languages, layers, experts)``: sum over texts of the share of
             their tokens that selected the expert (``a_i / L_i`` of 2510.04694 Eq. 3), or None.
+        entropy_sums: float64 ``(languages, layers)``: sum over texts of the entropy, in nats, of
+            the text's mean softmax over experts (2510.04694), or None.
+        consistency_sums: float64 ``(languages, layers)``: sum over texts of the mean Jaccard
+            overlap of two tokens' selected experts (2510.04694 Sec. 4.4), or None.
         probabilities: float32 ``(languages, sequences, layers, experts)``: each text's mean
             softmax over all experts (2510.04694 Eq. 1), texts parallel over languages, or None.
 
@@ -48,6 +52,8 @@ class RoutingProfile:
     tokens: Tensor
     sequences: Tensor | None = None
     frequency_sums: Tensor | None = None
+    entropy_sums: Tensor | None = None
+    consistency_sums: Tensor | None = None
     probabilities: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -70,6 +76,7 @@ class RoutingProfile:
     def _check_optional(self, shape: tuple[int, ...]) -> None:
         languages, layers, experts = shape
         expected = {"sequences": (languages,), "frequency_sums": shape}
+        expected |= dict.fromkeys(("entropy_sums", "consistency_sums"), (languages, layers))
         if self.probabilities is not None:
             texts = self.probabilities.shape[1] if self.probabilities.dim() > 1 else 0
             expected["probabilities"] = (languages, texts, layers, experts)
@@ -99,11 +106,35 @@ class RoutingProfile:
         Raises:
             FormatError: The profile has no sums over texts.
         """
-        if self.frequency_sums is None or self.sequences is None:
+        return self._mean_over_texts("frequency_sums")
+
+    @property
+    def entropy(self) -> Tensor:
+        """float64 ``(languages, layers)``: routing entropy in nats, averaged over texts.
+
+        Raises:
+            FormatError: The profile has no sums over texts.
+        """
+        return self._mean_over_texts("entropy_sums")
+
+    @property
+    def consistency(self) -> Tensor:
+        """float64 ``(languages, layers)`` in [0, 1]: within-text routing consistency, averaged.
+
+        Raises:
+            FormatError: The profile has no sums over texts.
+        """
+        return self._mean_over_texts("consistency_sums")
+
+    def _mean_over_texts(self, name: str) -> Tensor:
+        sums: Tensor | None = getattr(self, name)
+        if sums is None or self.sequences is None:
             raise FormatError(
-                "this profile has sums over tokens only; profile the texts with profile_texts"
+                f"this profile has sums over tokens only, no {name}; profile the texts with "
+                "profile_texts"
             )
-        return self.frequency_sums / self.sequences.reshape(-1, 1, 1).clamp_min(1)
+        texts = self.sequences.reshape(-1, *[1] * (sums.dim() - 1))
+        return sums / texts.clamp_min(1)
 
     @property
     def routing_distributions(self) -> Tensor:
@@ -126,12 +157,40 @@ class RoutingProfile:
                 f"{', '.join(missing)} not in the profile; it has {', '.join(self.languages)}"
             )
         rows = [self.languages.index(language) for language in languages]
-        tensors = {name: tensor[rows] for name, tensor in self._tensors().items()}
+        tensors = {name: tensor[rows] for name, tensor in self.tensors().items()}
         return RoutingProfile(tuple(languages), self.layers, **tensors)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that this profile has, by name."""
         named = {name: getattr(self, name) for name in (*_TENSORS, *_OPTIONAL)}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def __add__(self, other: RoutingProfile) -> RoutingProfile:
+        """Both profiles as if they had been one run; languages of either, those of ``self`` first.
+
+        Raises:
+            FormatError: Different layers or experts, or one has sums that the other lacks.
+        """
+        if not isinstance(other, RoutingProfile):
+            return NotImplemented
+        mine, theirs = self.tensors(), other.tensors()
+        shapes = [(p.layers, p.num_experts, sorted(p.tensors())) for p in (self, other)]
+        if shapes[0] != shapes[1]:
+            raise FormatError(
+                "profiles of different models or kinds cannot be added: layers, experts and sums "
+                f"are {shapes[0]} and {shapes[1]}"
+            )
+        languages = tuple(dict.fromkeys(self.languages + other.languages))
+        if "probabilities" in mine and self.languages != other.languages:
+            raise FormatError("profiles that keep sequences add up over the same languages only")
+        sums = {
+            name: _summed(languages, (self, mine[name]), (other, theirs[name]))
+            for name in mine
+            if name != "probabilities"
+        }
+        if "probabilities" in mine:
+            sums["probabilities"] = torch.cat([mine["probabilities"], theirs["probabilities"]], 1)
+        return RoutingProfile(languages, self.layers, **sums)
 
     def save(self, folder: str | Path) -> None:
         """Write ``profile.json`` and ``profile.safetensors``."""
@@ -139,7 +198,7 @@ class RoutingProfile:
         folder.mkdir(parents=True, exist_ok=True)
         config = {"format_version": 1, "languages": self.languages, "layers": self.layers}
         (folder / PROFILE_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        tensors = {name: tensor.contiguous() for name, tensor in self._tensors().items()}
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
         save_file(tensors, folder / PROFILE_TENSORS, metadata={"format": "pt"})
 
     @classmethod
@@ -149,7 +208,7 @@ class RoutingProfile:
         Raises:
             FormatError: A file is missing, damaged or of a newer format.
         """
-        config = _read_json(Path(folder) / PROFILE_CONFIG)
+        config = read_json(Path(folder) / PROFILE_CONFIG)
         if config.get("format_version") != 1:
             raise FormatError(
                 f"{folder}: profile format {config.get('format_version')!r}, this version reads 1"
@@ -175,18 +234,25 @@ class RoutingProfile:
         Raises:
             FormatError: No such file, or files that do not agree in layers and experts.
         """
-        files = sorted(Path(folder).glob("*_*.json"))
-        if not files:
-            raise FormatError(f"{folder} holds no <corpus>_<language>.json of a routing recorder")
-        languages = tuple(file.stem.partition("_")[2] for file in files)
-        tables = [_recorded(file) for file in files]
-        layers, counts, sums, tokens = zip(*tables, strict=True)
-        if len({(la, c.shape) for la, c in zip(layers, counts, strict=True)}) > 1:
-            raise FormatError(f"files in {folder} differ in layers or experts")
-        return cls(languages, layers[0], *map(torch.stack, (counts, sums, tokens)))
+        from steered_moe.recorder import read_recordings
+
+        return read_recordings(folder)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _summed(languages: Sequence[str], *parts: tuple[RoutingProfile, Tensor]) -> Tensor:
+    """Rows by language, summed over the profiles that have the language."""
+    total = torch.zeros(len(languages), *parts[0][1].shape[1:], dtype=torch.float64)
+    for profile, tensor in parts:
+        total[[languages.index(language) for language in profile.languages]] += tensor
+    return total
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        FormatError: The file is missing or holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -194,24 +260,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise FormatError(f"{path} is not a JSON object")
     return content
-
-
-def _recorded(path: Path) -> tuple[tuple[int, ...], Tensor, Tensor, Tensor]:
-    """Layers, counts ``(layers, experts)``, weight sums and tokens ``(layers,)`` of one file."""
-    content = _read_json(path)
-    try:
-        layers = sorted(content, key=int)
-        experts = sorted((e for e in content[layers[0]] if e != "total_tokens"), key=int)
-        counts = _table(content, layers, experts, "activation_tokens")
-        sums = _table(content, layers, experts, "gate_values_sum")
-        tokens = torch.tensor([content[la]["total_tokens"] for la in layers], dtype=torch.float64)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise FormatError(f"{path} is not a file of the routing recorder: {error!r}") from error
-    return tuple(int(layer) for layer in layers), counts, sums, tokens
-
-
-def _table(
-    content: Mapping[str, Any], layers: Sequence[str], experts: Sequence[str], field: str
-) -> Tensor:
-    rows = [[content[layer][expert][field] for expert in experts] for layer in layers]
-    return torch.tensor(rows, dtype=torch.float64)

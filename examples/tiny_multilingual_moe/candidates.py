@@ -16,8 +16,8 @@ from steered_moe.selection import (
     task_experts,
 )
 
-THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4)
-SOFT_STRENGTHS = (0.25, 0.5, 1.0, 1.5)
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3)
+SOFT_STRENGTHS = (0.5, 1.0, 1.5)
 SHARED_STRENGTHS = (0.1, 0.25, 0.5)
 SHARED_SETTINGS = ((0.3, 0.7), (0.5, 0.7))  # top as a share of the experts, threshold
 
@@ -41,7 +41,7 @@ class Candidate:
 
 def middle_ranges(num_layers: int) -> list[range]:
     """Ranges of layers that leave out some first and last ones."""
-    cuts = [(1, 1), (2, 2), (1, 2), (2, 1), (1, 3), (3, 1), (2, 3), (3, 2)]
+    cuts = [(1, 1), (2, 2), (3, 2)]
     return [range(a, num_layers - b) for a, b in cuts]
 
 
@@ -87,10 +87,11 @@ def _shared(profiles: Profiles, layers: range) -> Iterator[Candidate]:
             yield Candidate(label, steering, strength)
 
 
-def controls(chosen: Candidate, profiles: Profiles, num_layers: int) -> list[Candidate]:
+def controls_of(
+    chosen: Candidate, profiles: Profiles, num_layers: int, top_k: int
+) -> list[Candidate]:
     """What should not help, with as many experts as ``chosen`` and at its strength."""
     like, strength = chosen.steering, chosen.strength
-    count = like.num_steered_experts
     steered = like.layers.tolist()
     outside = [layer for layer in range(num_layers) if not steered[0] <= layer <= steered[-1]]
     edges = [layer for layer in (0, num_layers - 1) if layer in outside] or [0, num_layers - 1]
@@ -100,13 +101,13 @@ def controls(chosen: Candidate, profiles: Profiles, num_layers: int) -> list[Can
         for seed in range(3)
     ]
     difference = frequency_difference(profiles.task, profiles.general, "en", "en")
-    result.append(Candidate("first and last layer", _top(like, difference, edges, count), strength))
+    result.append(Candidate("first and last layer", _top(like, difference, edges, top_k), strength))
     others = [la for la in profiles.general.languages if la != "en"]
     general = profiles.general
     most = torch.stack([frequency_difference(general, general, la, "en") for la in others])
     highest = most.amax(dim=0)
     result.append(
-        Candidate("multilingual experts", _top(like, highest, list(middle), count), strength)
+        Candidate("multilingual experts", _top(like, highest, list(middle), top_k), strength)
     )
     banned = replace(
         like, weights=torch.zeros_like(like.weights), force=-_edited(like).to(torch.int8)
@@ -123,13 +124,19 @@ def _edited(steering: RouterSteering) -> torch.Tensor:
 
 
 def _top(
-    like: RouterSteering, difference: torch.Tensor, layers: list[int], count: int
+    like: RouterSteering, difference: torch.Tensor, layers: list[int], top_k: int
 ) -> RouterSteering:
-    """The ``count`` experts of ``layers`` with the largest difference, with like's numbers."""
+    """As many experts as ``like`` has, those of ``layers`` with the largest difference; where they
+    are forced, not more than top-k per layer can be."""
+    hard = like.force is not None and bool(like.force.any())
     inside = difference[layers]
+    if hard:
+        lowest = inside.topk(top_k, dim=1).values[:, -1:]
+        inside = inside.masked_fill(inside < lowest, -torch.inf)
+    count = min(like.num_steered_experts, int((inside > -torch.inf).sum()))
     chosen = torch.zeros(inside.numel(), dtype=torch.bool)
     chosen[inside.flatten().topk(count).indices] = True
     chosen = chosen.reshape(inside.shape)
     mean = float(like.weights[like.weights != 0].mean()) if like.weights.any() else 0.0
-    force = None if like.force is None or not like.force.any() else chosen.to(torch.int8)
+    force = chosen.to(torch.int8) if hard else None
     return RouterSteering("control", layers, chosen.float() * mean, force, like.scale)

@@ -4,10 +4,12 @@
     python examples/tiny_multilingual_moe/evaluate.py FOLDER routing
     python examples/tiny_multilingual_moe/evaluate.py FOLDER search
     python examples/tiny_multilingual_moe/evaluate.py FOLDER test
+    python examples/tiny_multilingual_moe/evaluate.py FOLDER controls
 
 ``FOLDER/base`` is a checkpoint of train.py. Each part writes ``FOLDER/<part>.json``. ``search``
 uses the dev split alone and writes the steering that it chooses to ``FOLDER/steered``; ``test``
-reports it, the best setting of each other method, and the controls, on the test split.
+reports it and the best setting of each other method on the test split, ``controls`` what should
+not help there.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from candidates import Candidate, Profiles, candidates, controls, middle_ranges
+from candidates import Candidate, Profiles, candidates, controls_of, middle_ranges
 from corpus import problems, sentences
 from grammar import Language, codes
 from rich.progress import track
@@ -36,7 +38,7 @@ from steered_moe.divergence import divergence
 from steered_moe.metrics import paired_gain
 
 DEV, FINAL, TEST, TEXTS = 150, 900, 2000, 300  # problems of search, finalists, test; profiled rows
-FINALISTS = 4  # of each method
+FINALISTS = 3  # of each method
 PIVOT = "en"
 
 
@@ -183,23 +185,34 @@ def _write_steered(bench: Bench, chosen: Candidate) -> None:
 
 
 def test(bench: Bench) -> dict[str, Any]:
-    """The chosen steerings and the controls of the first, on the test split, greedily."""
+    """The chosen setting of each method on the test split, greedily."""
+    return _on_test(bench, chosen(bench))
+
+
+def controls(bench: Bench) -> dict[str, Any]:
+    """The controls of the best method on the test split, greedily."""
     config = bench.model.config
-    found = json.loads((bench.folder / "search.json").read_text(encoding="utf-8"))["chosen"]
+    layers, top_k = config.num_hidden_layers, config.num_experts_per_tok
+    return _on_test(bench, controls_of(chosen(bench)[0], bench.profiles, layers, top_k))
+
+
+def chosen(bench: Bench) -> list[Candidate]:
+    """What search chose, made again; the best method first."""
+    config = bench.model.config
     ranges = middle_ranges(config.num_hidden_layers)
-    made = {
-        (c.label, c.strength): c
-        for c in candidates(bench.profiles, ranges, config.num_experts_per_tok)
-    }
-    chosen = [made[line["label"], line["strength"]] for line in found]
+    tried = candidates(bench.profiles, ranges, config.num_experts_per_tok)
+    made = {(c.label, c.strength): c for c in tried}
+    found = json.loads((bench.folder / "search.json").read_text(encoding="utf-8"))["chosen"]
+    return [made[line["label"], line["strength"]] for line in found]
+
+
+def _on_test(bench: Bench, steered: Sequence[Candidate]) -> dict[str, Any]:
     rows = bench.problems("test", TEST, 1)
     base = bench.scores(rows, right)
-    others = controls(chosen[0], bench.profiles, config.num_hidden_layers)
     return {
         "problems": len(rows),
         "base": dict(zip(bench.languages, base.double().mean(dim=1).tolist(), strict=True)),
-        "methods": [_result(bench, c, rows, base) for c in track(chosen, "methods")],
-        "controls": [_result(bench, c, rows, base) for c in track(others, "controls")],
+        "results": [_result(bench, c, rows, base) for c in track(steered, "test split")],
     }
 
 
@@ -218,7 +231,13 @@ def _result(
     }
 
 
-PARTS = {"quality": quality, "routing": routing, "search": search, "test": test}
+PARTS = {
+    "quality": quality,
+    "routing": routing,
+    "search": search,
+    "test": test,
+    "controls": controls,
+}
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ def gain(numbers: dict[str, float]) -> str:
 def gains_table(folder: Path) -> str:
     """Gain by language of each method."""
     result = read(folder, "test")
-    methods = result["methods"]
+    methods = result["results"]
     names = [f"{m['label']}, strength {m['strength']}" for m in methods]
     codes = [*result["base"], "mean"]
     titles = {"mean": "**mean of all but English**"}
@@ -67,7 +67,7 @@ def gains_table(folder: Path) -> str:
 
 def controls_table(folder: Path) -> str:
     """Mean gain of the first method and of its controls, and what English loses."""
-    result = read(folder, "test")
+    first, others = read(folder, "test")["results"][0], read(folder, "controls")["results"]
     rows = [
         [
             line["label"],
@@ -76,7 +76,7 @@ def controls_table(folder: Path) -> str:
             gain(line["gains"]["mean"]),
             gain(line["gains"]["en"]),
         ]
-        for line in [result["methods"][0], *result["controls"]]
+        for line in [first, *others]
     ]
     return table(["", "strength", "experts", "mean of all but English", "English"], rows)
 
@@ -85,7 +85,7 @@ def seeds_table(folders: list[Path]) -> str:
     """Each seed's own choice on its dev split and its gain on the test split."""
     rows = []
     for folder in folders:
-        first = read(folder, "test")["methods"][0]
+        first = read(folder, "test")["results"][0]
         seed = str(read(folder, "training_log")["seed"])
         rows.append([seed, first["label"], str(first["strength"]), gain(first["gains"]["mean"])])
     return table(["seed", "chosen on dev", "strength", "mean of all but English"], rows)

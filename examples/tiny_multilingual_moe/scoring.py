@@ -23,9 +23,12 @@ def number_in(answer: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def batches(texts: Sequence[str], size: int) -> list[list[int]]:
-    """Indices of texts, those of like length together."""
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i].encode()))
+def batches(
+    texts: Sequence[str], size: int, answers: Sequence[str] | None = None
+) -> list[list[int]]:
+    """Indices of texts, those with answers of like length together, then those of like length."""
+    ends = texts if answers is None else answers
+    order = sorted(range(len(texts)), key=lambda i: (len(ends[i]), len(texts[i].encode())))
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
@@ -34,11 +37,12 @@ def answers(
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
+    expected: Sequence[str] | None = None,
     batch_size: int = 128,
 ) -> list[str]:
-    """What ``model`` says to each prompt, greedily."""
+    """What ``model`` says to each prompt, greedily; ``expected`` only helps to form batches."""
     said = [""] * len(prompts)
-    for rows in batches(prompts, batch_size):
+    for rows in batches(prompts, batch_size, expected):
         inputs = tokenizer([prompts[i] for i in rows], return_tensors="pt", padding=True)
         inputs = {k: inputs[k].to(model.device) for k in ("input_ids", "attention_mask")}
         output = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False)
@@ -57,7 +61,8 @@ def right(
     language: Language,
 ) -> Tensor:
     """bool ``(problems,)``: whether the last number of the greedy answer is the problem's."""
-    said = answers(model, tokenizer, [problem.prompt(language) for problem in problems])
+    prompts = [problem.prompt(language) for problem in problems]
+    said = answers(model, tokenizer, prompts, [problem.solution for problem in problems])
     return torch.tensor(
         [number_in(text) == p.answer for text, p in zip(said, problems, strict=True)]
     )
