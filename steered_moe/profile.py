@@ -91,6 +91,19 @@ class RoutingProfile:
         return int(self.counts.shape[2])
 
     @property
+    def top_k(self) -> int:
+        """Experts selected per token, from the counts.
+
+        Raises:
+            FormatError: Layers or languages differ in it.
+        """
+        per_token = (self.counts.sum(dim=-1) / self.tokens.clamp_min(1)).round()
+        found = sorted(set(per_token.flatten().tolist()))
+        if len(found) != 1:
+            raise FormatError(f"top-k differs between layers: {found}")
+        return int(found[0])
+
+    @property
     def frequency(self) -> Tensor:
         """float64 ``(languages, layers, experts)``: share of tokens that selected the expert.
 

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import real_data
 
 from steered_moe import RouterSteering, RoutingProfile
+from steered_moe.collection import stack
 from steered_moe.errors import FormatError, SteeringError
-from steered_moe.selection import multilingual_experts, random_experts, task_experts
+from steered_moe.selection import (
+    METHODS,
+    PRESETS,
+    exclusive_experts,
+    method,
+    multilingual_experts,
+    preferred,
+    preset,
+    random_experts,
+    risk_difference,
+    task_experts,
+)
 
 
 def profile(frequency: dict[str, list[list[float]]], texts: int = 10) -> RoutingProfile:
@@ -96,3 +109,113 @@ def test_settings_that_cannot_work_are_refused():
     bare = RoutingProfile(("en",), (0,), *(torch.ones(1, 1, 4) for _ in "ab"), torch.ones(1, 1))
     with pytest.raises(FormatError, match="sums over tokens only"):
         task_experts(bare, bare, threshold=0.2, layers=[0])
+
+
+def counted(frequency: list[list[float]], language: str = "en") -> RoutingProfile:
+    """A profile of one language from frequencies over tokens."""
+    rows = torch.tensor([frequency], dtype=torch.float64)
+    return RoutingProfile(
+        (language,), tuple(range(rows.shape[1])), rows * 100, rows, torch.full((1, 3), 100.0)
+    )
+
+
+FIRST = counted([[0.9, 0.6, 0.3, 0.2], [0.5, 0.5, 0.5, 0.5], [0.1, 0.9, 0.9, 0.1]])
+SECOND = counted([[0.4, 0.2, 0.75, 0.6], [0.5, 0.4, 0.6, 0.5], [0.6, 0.4, 0.1, 0.9]])
+
+
+def ranked_by_hand(activate: int, deactivate: int, top_k: int = 2) -> dict[tuple[int, int], int]:
+    """SteerMoE's walk through the ranking, one expert at a time."""
+    difference = FIRST.frequency[0] - SECOND.frequency[0]
+    order = sorted(
+        ((layer, expert) for layer in range(3) for expert in range(4)),
+        key=lambda place: -abs(float(difference[place])),
+    )
+    force: dict[tuple[int, int], int] = {}
+    for place in order:
+        ups = [p for p, sign in force.items() if sign > 0]
+        full = sum(layer == place[0] for layer, _ in ups) >= top_k
+        if difference[place] > 0 and len(ups) < activate and not full:
+            force[place] = 1
+        elif difference[place] < 0 and len(force) - len(ups) < deactivate:
+            force[place] = -1
+    return force
+
+
+@pytest.mark.parametrize(("activate", "deactivate"), [(1, 0), (3, 2), (4, 4), (0, 3)])
+def test_risk_difference_equals_a_walk_through_the_ranking(activate: int, deactivate: int):
+    steering = risk_difference(FIRST, SECOND, activate=activate, deactivate=deactivate)
+    found = {
+        (layer, expert): int(steering.force[row, expert])
+        for row, layer in enumerate(steering.layers.tolist())
+        for expert in range(4)
+        if steering.force[row, expert]
+    }
+    assert found == ranked_by_hand(activate, deactivate)
+    assert found != ranked_by_hand(activate + 1, deactivate)
+
+
+def test_risk_difference_says_what_cannot_be_met():
+    with pytest.raises(SteeringError, match="9 experts cannot be activated: 5 differ"):
+        risk_difference(FIRST, SECOND, activate=9, deactivate=0)
+    with pytest.raises(SteeringError, match="both 0"):
+        risk_difference(FIRST, SECOND, activate=0, deactivate=0)
+    with pytest.raises(SteeringError, match="cannot be deactivated"):
+        risk_difference(FIRST, SECOND, activate=1, deactivate=-1)
+    only = risk_difference(FIRST, SECOND, activate=1, deactivate=1, layers=[0])
+    assert only.layers.tolist() == [0]
+
+
+def test_preferred_moves_the_target_towards_the_pivot():
+    both = stack([FIRST, counted(SECOND.frequency[0].tolist(), "bn")])
+    steering = preferred(both, "bn", layers=[0, 1, 2], threshold=0.3)
+    assert steering.layers.tolist() == [0, 2]
+    assert torch.allclose(
+        steering.weights, torch.tensor([[0.5, 0.4, 0.0, 0.0], [0.0, 0.5, 0.8, 0.0]])
+    )
+    other_way = preferred(both, "en", pivot="bn", layers=[0, 1, 2], threshold=0.3)
+    assert not (other_way.weights.bool() & steering.weights.bool()).any()
+    with pytest.raises(SteeringError, match="both 'en'"):
+        preferred(both, "en", layers=[0])
+
+
+def test_exclusive_experts_are_masked():
+    frequency = {
+        "en": [[0.9, 0.8, 0.2, 0.1]],
+        "zh": [[0.9, 0.1, 0.7, 0.3]],
+        "bn": [[0.2, 0.1, 0.8, 0.9]],
+    }
+    parts = []
+    for language, rows in frequency.items():
+        table = torch.tensor([rows], dtype=torch.float64)
+        parts.append(RoutingProfile((language,), (0,), table * 10, table, torch.full((1, 1), 10.0)))
+    profiles = stack(parts)
+    # of the two most frequent: en has 0 and 1, zh has 0 and 2, bn has 2 and 3
+    steering = exclusive_experts(profiles, "bn", top=2, threshold=0.5, layers=[0])
+    assert steering.force.tolist() == [[0, 0, -1, -1]]  # 2: 0.8 of 1.5
+    steering = exclusive_experts(profiles, "bn", top=2, threshold=0.55, layers=[0])
+    assert steering.force.tolist() == [[0, 0, 0, -1]]
+    together = exclusive_experts(profiles, ["zh", "bn"], top=2, threshold=0.55, layers=[0])
+    assert together.force.tolist() == [[0, 0, -1, -1]]
+    with pytest.raises(SteeringError, match="lower the threshold"):
+        exclusive_experts(profiles, "zh", top=2, threshold=0.9, layers=[0])
+
+
+def test_methods_and_presets_by_name():
+    assert method("task_experts") is task_experts
+    with pytest.raises(SteeringError, match="there is no method 'magic'; there are task_experts"):
+        method("magic")
+    with pytest.raises(SteeringError, match="there is no preset"):
+        preset("magic")
+    mgsm = preset("qwen3-30b-a3b-mgsm")
+    assert (mgsm.layers[0], mgsm.layers[-1]) == (7, 34)  # 8 to 35, counted from 1
+    assert (mgsm.parameters["threshold"], mgsm.strength) == (0.4, 0.5)
+    shared = preset("qwen3-30b-a3b-english")
+    assert (shared.layers[0], shared.layers[-1], shared.strength) == (10, 39, 0.022)
+    assert {p.method for p in PRESETS.values()} <= set(METHODS)
+
+
+def test_the_preset_gives_the_released_steering():
+    profiles = RoutingProfile.from_recorder(real_data("real_routing/qwen3_30b_a3b_mgsm"))
+    settings = preset("qwen3-30b-a3b-english")
+    steering = method(settings.method)(profiles, layers=settings.layers, **settings.parameters)
+    assert steering.num_steered_experts == 420

@@ -1,0 +1,158 @@
+"""Experts that languages share, and experts that a language has for itself (2601.14050)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from steered_moe.errors import SteeringError
+from steered_moe.profile import RoutingProfile
+from steered_moe.steering import RouterSteering
+
+
+def shared_experts(
+    profile: RoutingProfile,
+    languages: Sequence[str] = ("en", "zh"),
+    *,
+    top: int = 20,
+    threshold: float = 0.7,
+    layers: Iterable[int] = range(10, 40),
+    source: str | None = None,
+    name: str = "shared",
+    corpora: Sequence[str] = (),
+) -> RouterSteering:
+    """Promote the experts that all of ``languages`` use (released code of arXiv 2601.14050).
+
+    Per layer, keep the ``top`` most frequent experts of each language and let ``r`` be the share
+    of each language in an expert's kept frequency. An expert is shared when some share is above 0
+    and all are below ``threshold``; its weight is the share of ``source``. The defaults are the
+    released settings for Qwen3-30B-A3B; steer with strength 0.022 then.
+
+    Args:
+        profile: Needs ``counts`` and ``tokens`` of ``languages``.
+        languages: Languages that compete for an expert; which ones are given changes the result.
+        top: Experts kept per language and layer.
+        threshold: Largest share that still counts as shared, in (0, 1].
+        layers: 0-based decoder layers to steer; those without a shared expert are left out.
+        source: Language whose share becomes the weight; the first one by default.
+        name: Name of the steering.
+        corpora: What the profile was measured on, for the record.
+
+    Returns:
+        A steering of scale "abs".
+
+    Raises:
+        FormatError: A language that was not profiled.
+        SteeringError: Settings out of range, or no shared expert in any of the layers.
+    """
+    source = languages[0] if source is None else source
+    wanted = [layer for layer in profile.layers if layer in set(layers)]
+    _check_settings(profile, languages, source, top, threshold)
+    share = language_shares(profile.of(languages), top)
+    shared = (share > 0).any(dim=0) & (share < threshold).all(dim=0)
+    weights = torch.where(shared, share[list(languages).index(source)], 0.0)
+    rows = [i for i, layer in enumerate(profile.layers) if layer in wanted and weights[i].any()]
+    if not rows:
+        raise SteeringError(
+            f"no expert in layers {wanted} is shared by {', '.join(languages)} with top={top} and "
+            f"threshold={threshold}; raise one of them"
+        )
+    return RouterSteering(
+        name=name,
+        layers=torch.tensor([profile.layers[i] for i in rows]),
+        weights=weights[rows],
+        scale="abs",
+        provenance={
+            "method": "shared_experts",
+            "parameters": {"top": top, "threshold": threshold, "source": source},
+            "languages": list(languages),
+            **({"corpora": list(corpora)} if corpora else {}),
+        },
+    )
+
+
+def exclusive_experts(
+    profile: RoutingProfile,
+    language: str | Sequence[str],
+    *,
+    top: int = 15,
+    threshold: float = 0.4,
+    layers: Iterable[int],
+    name: str = "exclusive",
+    corpora: Sequence[str] = (),
+) -> RouterSteering:
+    """Mask the experts that a language has mostly for itself (released code of 2601.14050).
+
+    Shares are those of `shared_experts` over all languages of the profile, so which languages it
+    has changes the result. An expert is exclusive to some languages when their shares in it sum to
+    more than ``threshold``. It is never selected while the steering acts.
+
+    Args:
+        profile: Needs at least two languages.
+        language: The language, or the languages, whose experts are masked.
+        top: Experts kept per language and layer; 15 in the released code.
+        threshold: Smallest share, in (0, 1]; 0.4 in the released code.
+        layers: 0-based decoder layers; those without an exclusive expert are left out.
+        name: Name of the steering.
+        corpora: What the profile was measured on, for the record.
+
+    Returns:
+        A steering of force -1 at each exclusive expert.
+
+    Raises:
+        FormatError: A language that was not profiled.
+        SteeringError: Settings out of range, or no exclusive expert in any of the layers.
+    """
+    languages = [language] if isinstance(language, str) else list(language)
+    profile.of(languages)
+    _check_settings(profile, profile.languages, languages[0], top, threshold)
+    rows = [profile.languages.index(code) for code in languages]
+    exclusive = language_shares(profile, top)[rows].sum(dim=0) > threshold
+    wanted = set(layers)
+    exclusive &= torch.tensor([layer in wanted for layer in profile.layers]).unsqueeze(-1)
+    kept = exclusive.any(dim=-1)
+    if not kept.any():
+        raise SteeringError(
+            f"no expert in layers {sorted(wanted)} is exclusive to {', '.join(languages)} with "
+            f"top={top} and threshold={threshold}; lower the threshold"
+        )
+    return RouterSteering(
+        name=name,
+        layers=torch.tensor(profile.layers)[kept],
+        weights=torch.zeros(exclusive[kept].shape),
+        force=-exclusive[kept].to(torch.int8),
+        provenance={
+            "method": "exclusive_experts",
+            "parameters": {"top": top, "threshold": threshold},
+            "languages": languages,
+            **({"corpora": list(corpora)} if corpora else {}),
+        },
+    )
+
+
+def language_shares(profile: RoutingProfile, top: int) -> Tensor:
+    """Share of each language in an expert's frequency: float64 ``(languages, layers, experts)``.
+
+    Frequencies outside a language's ``top`` most frequent experts of a layer count as 0
+    (2601.14050, released code: ``r = g / (sum g + 1e-10)``).
+    """
+    frequency = profile.frequency
+    kept = torch.zeros_like(frequency)
+    best = frequency.topk(top, dim=-1).indices
+    kept.scatter_(-1, best, frequency.gather(-1, best))
+    return kept / (kept.sum(dim=0, keepdim=True) + 1e-10)
+
+
+def _check_settings(
+    profile: RoutingProfile, languages: Sequence[str], source: str, top: int, threshold: float
+) -> None:
+    if len(set(languages)) < 2 or len(set(languages)) < len(languages):
+        raise SteeringError(f"languages are {list(languages)}; name at least two different ones")
+    if source not in languages:
+        raise SteeringError(f"source is {source!r}; it must be one of {', '.join(languages)}")
+    if not 1 <= top <= profile.num_experts:
+        raise SteeringError(f"top is {top}; it must lie between 1 and {profile.num_experts}")
+    if not 0 < threshold <= 1:
+        raise SteeringError(f"threshold is {threshold}; it must lie in (0, 1]")
