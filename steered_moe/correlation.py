@@ -83,4 +83,4 @@ def _ranks(values: Tensor) -> Tensor:
     """Ranks over the last dimension; equal values share their mean rank."""
     below = (values.unsqueeze(-1) > values.unsqueeze(-2)).sum(dim=-1)
     equal = (values.unsqueeze(-1) == values.unsqueeze(-2)).sum(dim=-1)
-    return below + (equal + 1) / 2.0
+    return below + (equal.double() + 1) / 2
