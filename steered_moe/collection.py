@@ -67,7 +67,7 @@ class RoutingCollector:
         device = self._counts.device
         self._mask = mask.to(device, torch.float32)
         self._lengths = self._mask.sum(dim=1, keepdim=True)
-        self._pairs = token_pairs(mask, self.sequences).to(device)
+        self._pairs = token_pairs(mask).to(device)
         self._means = torch.zeros(len(mask), *self._counts.shape, device=device)
         with watch_routing(self._model, self._see):
             yield

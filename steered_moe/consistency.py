@@ -9,30 +9,29 @@ _ALL_PAIRS_UP_TO = 64  # tokens; of longer texts `_SAMPLED` pairs are drawn
 _SAMPLED = 1000
 
 
-def token_pairs(mask: Tensor, first: int) -> Tensor:
+def token_pairs(mask: Tensor) -> Tensor:
     """Which two tokens of each text are compared: all pairs of a short text, else a sample.
 
     The paper samples pairs and does not say how many; the numbers here are ours. The sample
-    depends on a text's place in the corpus, so the batch size changes nothing.
+    depends on a text's length alone, so how texts are batched changes nothing.
 
     Args:
         mask: ``(texts, positions)``, true where a token counts.
-        first: Place of the first text in the corpus.
 
     Returns:
         int64 ``(texts, pairs, 2)`` of positions, filled up with -1.
     """
-    rows = [_pairs_of(row.nonzero().flatten().cpu(), first + i) for i, row in enumerate(mask)]
+    rows = [_pairs_of(row.nonzero().flatten().cpu()) for row in mask]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
 
 
-def _pairs_of(positions: Tensor, seed: int) -> Tensor:
+def _pairs_of(positions: Tensor) -> Tensor:
     length = len(positions)
     if length < 2:
         return positions.new_empty((0, 2))
     if length <= _ALL_PAIRS_UP_TO:
         return positions[torch.combinations(torch.arange(length))]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(length)
     one = torch.randint(length, (_SAMPLED,), generator=generator)
     step = torch.randint(1, length, (_SAMPLED,), generator=generator)
     return positions[torch.stack([one, (one + step) % length], dim=1)]

@@ -9,7 +9,8 @@
 ``FOLDER/base`` is a checkpoint of train.py. Each part writes ``FOLDER/<part>.json``. ``search``
 uses the dev split alone and writes the steering that it chooses to ``FOLDER/steered``; ``test``
 reports it and the best setting of each other method on the test split, ``controls`` what should
-not help there.
+not help there. Right or wrong of every test problem is kept in ``FOLDER/scores``, so that an
+interrupted run goes on where it was, and two parts can run at the same time.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from corpus import problems, sentences
 from grammar import Language, codes
 from rich.progress import track
 from rows import Problem
+from safetensors.torch import load_file, save_file
 from scoring import perplexity, right, solved
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -37,7 +39,7 @@ from steered_moe.collection import profile_texts
 from steered_moe.divergence import divergence
 from steered_moe.metrics import paired_gain
 
-DEV, FINAL, TEST, TEXTS = 150, 900, 2000, 300  # problems of search, finalists, test; profiled rows
+DEV, FINAL, TEST, TEXTS = 120, 700, 2000, 300  # problems of search, finalists, test; profiled rows
 FINALISTS = 3  # of each method
 PIVOT = "en"
 
@@ -96,10 +98,26 @@ class Bench:
         finally:
             handle.remove()
 
+    def on_test(self, candidate: Candidate | None = None) -> Tensor:
+        """Greedy scores of the test problems, by the base model or steered; kept on disk."""
+        name = "base"
+        if candidate is not None:
+            name = f"{candidate.steering.fingerprint[:16]}_{candidate.strength}"
+        path = self.folder / "scores" / f"{name}.safetensors"
+        if not path.exists():
+            rows = self.problems("test", TEST, 1)
+            if candidate is None:
+                scores = self.scores(rows, right)
+            else:
+                scores = self.steered_scores(candidate, rows, right)
+            path.parent.mkdir(exist_ok=True)
+            save_file({"right": scores}, path)
+        return load_file(path)["right"]
+
 
 def quality(bench: Bench) -> dict[str, Any]:
     """Greedy exact match on the test split and perplexity of held-out general text."""
-    accuracy = bench.scores(bench.problems("test", TEST, 1), right).double().mean(dim=1)
+    accuracy = bench.on_test().double().mean(dim=1)
     rows = list(sentences("test", bench.size(1000), seed=1))
     texts = {c: [row.text(Language(c)) for row in rows] for c in bench.languages}
     return {
@@ -207,19 +225,16 @@ def chosen(bench: Bench) -> list[Candidate]:
 
 
 def _on_test(bench: Bench, steered: Sequence[Candidate]) -> dict[str, Any]:
-    rows = bench.problems("test", TEST, 1)
-    base = bench.scores(rows, right)
+    base = bench.on_test()
     return {
-        "problems": len(rows),
+        "problems": base.shape[1],
         "base": dict(zip(bench.languages, base.double().mean(dim=1).tolist(), strict=True)),
-        "results": [_result(bench, c, rows, base) for c in track(steered, "test split")],
+        "results": [_result(bench, c, base) for c in track(steered, "test split")],
     }
 
 
-def _result(
-    bench: Bench, candidate: Candidate, rows: Sequence[Problem], base: Tensor
-) -> dict[str, Any]:
-    now = bench.steered_scores(candidate, rows, right)
+def _result(bench: Bench, candidate: Candidate, base: Tensor) -> dict[str, Any]:
+    now = bench.on_test(candidate)
     gains = {c: paired_gain(base[i], now[i]) for i, c in enumerate(bench.languages)}
     gains["mean"] = paired_gain(base[1:], now[1:])
     points = {c: {k: round(100 * v, 2) for k, v in asdict(g).items()} for c, g in gains.items()}
