@@ -209,11 +209,11 @@ def stack(profiles: Sequence[RoutingProfile]) -> RoutingProfile:
     if not profiles or len({(p.layers, p.num_experts) for p in profiles}) > 1:
         raise FormatError("profiles of one model are needed, at least one")
     tensors = [profile.tensors() for profile in profiles]
-    return RoutingProfile(
-        tuple(language for profile in profiles for language in profile.languages),
-        profiles[0].layers,
-        **{name: torch.cat([part[name] for part in tensors]) for name in tensors[0]},
-    )
+    joined: dict[str, Any] = {
+        name: torch.cat([part[name] for part in tensors]) for name in tensors[0]
+    }
+    languages = tuple(language for profile in profiles for language in profile.languages)
+    return RoutingProfile(languages, profiles[0].layers, **joined, about=profiles[0].about)
 
 
 def check_texts(texts: Mapping[str, Sequence[str]], parallel: bool) -> None:

@@ -7,6 +7,7 @@ matplotlib has can draw its label.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,9 @@ class _figure:  # noqa: N801, a context manager that reads like a function
 
         # No date and no random ids in the file, so that the same figure is the same bytes.
         metadata = {"Date": None} if self.path.suffix == ".svg" else None
-        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "steered-moe"}):
+        settings = {"svg.fonttype": "none", "svg.hashsalt": "steered-moe"}
+        with rc_context(settings), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has fonts
             self.figure.savefig(self.path, dpi=120, metadata=metadata)
 
 

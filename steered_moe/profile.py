@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class RoutingProfile:
             overlap of two tokens' selected experts (2510.04694 Sec. 4.4), or None.
         probabilities: float32 ``(languages, sequences, layers, experts)``: each text's mean
             softmax over all experts (2510.04694 Eq. 1), texts parallel over languages, or None.
+        about: What was profiled, for the record: model, revision, texts; JSON values only.
 
     Raises:
         FormatError: Shapes that do not agree, or numbers that no count can be.
@@ -55,6 +56,7 @@ class RoutingProfile:
     entropy_sums: Tensor | None = None
     consistency_sums: Tensor | None = None
     probabilities: Tensor | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         expected = (len(self.languages), len(self.layers))
@@ -171,7 +173,7 @@ class RoutingProfile:
             )
         rows = [self.languages.index(language) for language in languages]
         tensors = {name: tensor[rows] for name, tensor in self.tensors().items()}
-        return RoutingProfile(tuple(languages), self.layers, **tensors)
+        return RoutingProfile(tuple(languages), self.layers, **tensors, about=self.about)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that this profile has, by name."""
@@ -182,16 +184,19 @@ class RoutingProfile:
         """Both profiles as if they had been one run; languages of either, those of ``self`` first.
 
         Raises:
-            FormatError: Different layers or experts, or one has sums that the other lacks.
+            FormatError: Different models, or one has sums that the other lacks.
         """
         if not isinstance(other, RoutingProfile):
             return NotImplemented
         mine, theirs = self.tensors(), other.tensors()
-        shapes = [(p.layers, p.num_experts, sorted(p.tensors())) for p in (self, other)]
-        if shapes[0] != shapes[1]:
+        kinds = [
+            (p.about.get("model"), p.layers, p.num_experts, sorted(p.tensors()))
+            for p in (self, other)
+        ]
+        if kinds[0] != kinds[1]:
             raise FormatError(
-                "profiles of different models or kinds cannot be added: layers, experts and sums "
-                f"are {shapes[0]} and {shapes[1]}"
+                "profiles of different models or kinds cannot be added: model, layers, experts "
+                f"and sums are {kinds[0]} and {kinds[1]}"
             )
         languages = tuple(dict.fromkeys(self.languages + other.languages))
         if "probabilities" in mine and self.languages != other.languages:
@@ -203,13 +208,18 @@ class RoutingProfile:
         }
         if "probabilities" in mine:
             sums["probabilities"] = torch.cat([mine["probabilities"], theirs["probabilities"]], 1)
-        return RoutingProfile(languages, self.layers, **sums)
+        return RoutingProfile(languages, self.layers, **sums, about=self.about)
 
     def save(self, folder: str | Path) -> None:
         """Write ``profile.json`` and ``profile.safetensors``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"format_version": 1, "languages": self.languages, "layers": self.layers}
+        config = {
+            "format_version": 1,
+            "languages": self.languages,
+            "layers": self.layers,
+            "about": dict(self.about),
+        }
         (folder / PROFILE_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
         save_file(tensors, folder / PROFILE_TENSORS, metadata={"format": "pt"})
@@ -235,7 +245,7 @@ class RoutingProfile:
         languages, layers = config.get("languages"), config.get("layers")
         if not isinstance(languages, list) or not isinstance(layers, list):
             raise FormatError(f"{folder}: {PROFILE_CONFIG} lacks its lists of languages and layers")
-        return cls(tuple(languages), tuple(layers), **tensors)
+        return cls(tuple(languages), tuple(layers), **tensors, about=config.get("about", {}))
 
     @classmethod
     def from_recorder(cls, folder: str | Path) -> RoutingProfile:

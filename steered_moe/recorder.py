@@ -23,7 +23,8 @@ def read_recordings(folder: str | Path) -> RoutingProfile:
     layers, counts, sums, tokens = zip(*tables, strict=True)
     if len({(la, c.shape) for la, c in zip(layers, counts, strict=True)}) > 1:
         raise FormatError(f"files in {folder} differ in layers or experts")
-    return RoutingProfile(languages, layers[0], *map(torch.stack, (counts, sums, tokens)))
+    stacked = [torch.stack(tables) for tables in (counts, sums, tokens)]
+    return RoutingProfile(languages, layers[0], stacked[0], stacked[1], stacked[2])
 
 
 def _recorded(path: Path) -> tuple[tuple[int, ...], Tensor, Tensor, Tensor]:

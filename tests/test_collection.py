@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,8 +131,9 @@ def test_logits_are_seen_after_the_edit_whoever_comes_first(
 
 def test_save_and_load_keep_everything(model: nn.Module, tokenizer, tmp_path: Path):
     profile = profile_texts(model, tokenizer, TEXTS, keep_sequences=True)
-    profile.save(tmp_path)
+    replace(profile, about={"model": "x"}).save(tmp_path)
     again = RoutingProfile.load(tmp_path)
+    assert again.about == {"model": "x"}
     assert len(again.tensors()) == 8
     for name, tensor in profile.tensors().items():
         assert torch.equal(getattr(again, name), tensor)
@@ -171,6 +173,8 @@ def test_shards_add_up_to_one_run(model: nn.Module, tokenizer):
     assert torch.equal(by_language.counts, both.counts)
     with pytest.raises(FormatError, match="cannot be added"):
         both + RoutingProfile(both.languages, both.layers, both.counts, both.counts, both.tokens)
+    with pytest.raises(FormatError, match="different models"):
+        replace(both, about={"model": "a"}) + replace(both, about={"model": "b"})
     with pytest.raises(FormatError, match="same languages"):
         whole + whole.of(["en"])
 

@@ -9,8 +9,16 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from steered_moe.errors import SteeredMoEError
-from steered_moe.plots import plot_divergence
+from steered_moe import RouterSteering, RoutingProfile
+from steered_moe.errors import FormatError, SteeredMoEError
+from steered_moe.plots import (
+    _shown,
+    plot_by_layer,
+    plot_divergence,
+    plot_selected,
+    plot_similarity,
+    plot_steering,
+)
 
 CURVES = {"de": torch.tensor([0.3, 0.1, 0.2]), "bn": torch.tensor([0.5, 0.3, 0.4])}
 
@@ -31,6 +39,75 @@ def test_each_language_is_a_line_that_follows_its_numbers(tmp_path: Path):
     for line, curve in zip(lines, CURVES.values(), strict=True):
         heights = torch.tensor([-y for _, y in line])
         assert torch.corrcoef(torch.stack([heights, curve]))[0, 1] > 0.9999
+
+
+def texts(path: Path) -> list[str]:
+    root = ElementTree.parse(path).getroot()
+    return ["".join(e.itertext()).strip() for e in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_the_same_figure_is_the_same_bytes_and_names_stay_text(tmp_path: Path):
+    labels = {"bn": "বাংলা", "de": "Deutsch"}
+    for name in ("a.svg", "b.svg"):
+        plot_divergence(CURVES, tmp_path / name, labels=labels)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert {"বাংলা", "Deutsch"} <= set(texts(tmp_path / "a.svg"))
+    plot_divergence(CURVES, tmp_path / "c.svg")
+    assert {"bn", "de"} <= set(texts(tmp_path / "c.svg"))
+
+
+def test_a_raster_figure_shows_the_code_where_no_font_has_the_label(tmp_path: Path):
+    path = tmp_path / "a.png"
+    assert _shown(CURVES, {"bn": "বাংলা", "de": "Русский"}, path) == {"bn": "bn", "de": "Русский"}
+
+
+def test_scores_colour_the_lines(tmp_path: Path):
+    plot_divergence(CURVES, tmp_path / "a.svg", scores={"de": 0.9, "bn": 0.2}, score_name="MGSM")
+    assert "MGSM" in texts(tmp_path / "a.svg")
+    plot_divergence(CURVES, tmp_path / "b.svg", scores={"de": 0.2, "bn": 0.9}, score_name="MGSM")
+    assert (tmp_path / "a.svg").read_bytes() != (tmp_path / "b.svg").read_bytes()
+
+
+@pytest.fixture
+def profile() -> RoutingProfile:
+    torch.manual_seed(0)
+    counts = torch.randint(1, 50, (3, 4, 8)).double()
+    sums = torch.rand(3, 4, dtype=torch.float64)
+    return RoutingProfile(
+        ("en", "de", "bn"), (0, 1, 2, 3), counts, counts, counts.sum(-1) / 2,
+        sequences=torch.full((3,), 2.0), entropy_sums=sums, consistency_sums=sums,
+    )  # fmt: skip
+
+
+def test_measures_by_layer(profile: RoutingProfile, tmp_path: Path):
+    plot_by_layer(profile, "entropy", tmp_path / "a.svg", steered=(1, 2))
+    assert "routing entropy (nats)" in texts(tmp_path / "a.svg")
+    plot_by_layer(profile, "consistency", tmp_path / "b.svg")
+    with pytest.raises(SteeredMoEError, match="use one of entropy, consistency"):
+        plot_by_layer(profile, "weight", tmp_path / "c.svg")
+    bare = RoutingProfile(profile.languages, profile.layers, *[profile.counts] * 2, profile.tokens)
+    with pytest.raises(FormatError, match="no entropy_sums"):
+        plot_by_layer(bare, "entropy", tmp_path / "c.svg")
+    assert not (tmp_path / "c.svg").exists()
+
+
+def test_similarity_is_ordered_by_cluster(profile: RoutingProfile, tmp_path: Path):
+    plot_similarity(profile, tmp_path / "a.svg", labels={"bn": "বাংলা"})
+    names = [text for text in texts(tmp_path / "a.svg") if text in {"en", "de", "বাংলা"}]
+    assert sorted(names) == sorted(["en", "de", "বাংলা"] * 2)
+
+
+def test_maps_of_a_steering(tmp_path: Path):
+    weights = torch.zeros(2, 8)
+    weights[0, :3] = 0.5
+    force = torch.zeros(2, 8)
+    force[1, 5], force[1, 6] = 1, -1
+    steering = RouterSteering("x", [1, 3], weights, force=force)
+    plot_steering(steering, 6, tmp_path / "a.svg")
+    plot_steering(steering.restrict([1]), 6, tmp_path / "b.svg")
+    assert (tmp_path / "a.svg").stat().st_size > (tmp_path / "b.svg").stat().st_size
+    plot_selected(steering, 6, tmp_path / "c.svg", steered=(1, 4))
+    assert "experts steered" in texts(tmp_path / "c.svg")
 
 
 def test_png_and_a_missing_matplotlib(tmp_path: Path, monkeypatch):
