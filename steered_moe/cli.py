@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from difflib import SequenceMatcher
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 from transformers import AutoTokenizer
@@ -18,17 +14,16 @@ from transformers import AutoTokenizer
 from steered_moe import hub
 from steered_moe.cards import SCALE_FORMULAS, heat_map
 from steered_moe.embedded import EMBEDDED, embedded_model
-from steered_moe.errors import SteeredMoEError
 from steered_moe.generation import Comparison, Counter, compare, encode
 from steered_moe.modeling import SteeredMoEForCausalLM
 from steered_moe.storage import SteeringRepo, read_repo
+from steered_moe.terminal import console, errors, progress, table_of
 
 app = typer.Typer(
     help="Steer the routers of Mixture-of-Experts language models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-console = Console()
 
 Repo = Annotated[
     str,
@@ -47,7 +42,7 @@ Chat = Annotated[bool | None, typer.Option(help="Chat template; by default if th
 @app.command()
 def inspect(repo: Repo) -> None:
     """Show what a steering repo holds: base model, layers, experts, strength, a picture."""
-    with _errors():
+    with errors():
         content = read_repo(hub.fetch(_named(repo)))
     console.print(_base_table(content, repo))
     for steering, strength in zip(content.steerings, content.strengths, strict=True):
@@ -58,7 +53,7 @@ def inspect(repo: Repo) -> None:
             **steering.provenance,
             "fingerprint": steering.fingerprint[:16],
         }
-        console.print(_table(f"steering {steering.name}", rows))
+        console.print(table_of(f"steering {steering.name}", rows))
         console.print("layer | experts, darker is stronger", style="dim")
         console.print("\n".join(heat_map(steering)), markup=False, highlight=False)
 
@@ -75,10 +70,10 @@ def generate(
     chat: Chat = None,
 ) -> None:
     """Answer a prompt with the steered model (greedy)."""
-    with _errors():
+    with errors():
         model, tokenizer = _load(repo, strength, base_model, dtype, device_map)
         inputs = {k: v.to(model.device) for k, v in encode(tokenizer, [prompt], chat).items()}
-        with _progress("generating", max_new_tokens) as tick:
+        with progress("generating", max_new_tokens) as tick:
             output = model.generate(
                 **inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=Counter(tick)
             )
@@ -99,36 +94,16 @@ def compare_command(
 ) -> None:
     """Answer each prompt with base and steered model side by side, in one batched pass."""
     changed: dict[int, list[float]] = {}
-    with _errors():
+    with errors():
         model, tokenizer = _load(repo, strength, base_model, dtype, device_map)
         for prompt in prompts:
             inputs = encode(tokenizer, [prompt], chat)
-            with _progress("generating", max_new_tokens) as tick:
+            with progress("generating", max_new_tokens) as tick:
                 result = compare(model, inputs, tick, max_new_tokens=max_new_tokens)
             console.print(_side_by_side(prompt, result, tokenizer, model.strength))
             for layer, share in result.changed.items():
                 changed.setdefault(layer, []).append(share)
     console.print(_changes(changed, model))
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Errors with a message for people become one line; everything else keeps its traceback."""
-    try:
-        yield
-    except (SteeredMoEError, OSError, ValueError) as error:
-        message = f"[red]{type(error).__name__}[/]: {escape(str(error))}"
-        Console(stderr=True).print(message, soft_wrap=True)
-        raise typer.Exit(1) from error
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Any]:
-    """A bar on stderr that goes away at the end; yields the function that moves it on by one."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)
 
 
 def _named(repo: str) -> str:
@@ -147,15 +122,8 @@ def _load(
     return model, AutoTokenizer.from_pretrained(base, revision=model.base_model_revision)
 
 
-def _table(title: str, rows: dict[str, Any]) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
-    for key, value in rows.items():
-        table.add_row(key, escape(str(value)))
-    return table
-
-
 def _base_table(content: SteeringRepo, repo: str) -> Table:
-    return _table(escape(repo), {k: v for k, v in content.base.items() if v is not None})
+    return table_of(escape(repo), {k: v for k, v in content.base.items() if v is not None})
 
 
 def _pieces(tokens: list[int], tokenizer: Any) -> list[str]:
