@@ -23,3 +23,7 @@ class RouterError(SteeredMoEError, ValueError):
 
 class InterventionError(SteeredMoEError, RuntimeError):
     """Steering that is attached but does not reach the selection of experts."""
+
+
+class CorpusError(SteeredMoEError, ValueError):
+    """Texts that cannot be read, or that are not parallel."""

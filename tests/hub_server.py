@@ -1,9 +1,11 @@
-"""A small Hub-compatible HTTP server for tests: model repositories, kept in memory.
+"""A small Hub-compatible HTTP server for tests: model and dataset repositories, kept in memory.
 
 It speaks enough of the Hub's HTTP API for the real ``huggingface_hub`` client to create, fill,
-tag, branch, list and download model repositories. Every commit is an immutable snapshot. Files
-are uploaded as regular files only (no LFS, no Xet: set ``HF_HUB_DISABLE_XET=1``). Reading needs
-no token unless the repository is private; writing takes any token.
+tag, branch, list (models only) and download repositories, and for the real ``datasets`` library
+to load them. The id of a dataset repository starts with "datasets/" here, as its address on the
+Hub does: ``server.commit("datasets/user/name", files)``. Every commit is an immutable snapshot.
+Files are uploaded as regular files only (no LFS, no Xet: set ``HF_HUB_DISABLE_XET=1``). Reading
+needs no token unless the repository is private; writing takes any token.
 """
 
 from __future__ import annotations
@@ -143,6 +145,14 @@ def apply_operation(files: dict[str, bytes], key: str, value: Mapping[str, str])
         del files[name]
 
 
+def full_id(asked: Mapping[str, str]) -> str:
+    """The id of the repository that a request to create or delete one names."""
+    prefix = {"model": "", "dataset": "datasets/"}.get(asked.get("type") or "model")
+    if prefix is None:
+        raise HubError(400, "Only model and dataset repositories are served here")
+    return f"{prefix}{asked.get('organization') or USER}/{asked['name']}"
+
+
 class HubServer:
     """The server: `start()`, `url`, `requests`, `commit`, `gated`, `fail_next`, `stop()`."""
 
@@ -214,8 +224,11 @@ class HubServer:
                 if verb != "GET" and not re.search("/paths-info/|/validate-yaml", path):
                     request.check_token()
                 values = [value and unquote(value) for value in match.groups()]
-                repo = [self._repo(request, values[0])] if values else []
-                return answer(self, request, *repo, *values[1:])
+                if not values:
+                    return answer(self, request)
+                repo = self._repo(request, values[0].removeprefix("models/"))
+                self._check_gate(repo, path)
+                return answer(self, request, repo, *values[1:])
         if re.match(r"/api/(models|datasets|spaces)/|.*/resolve/", path):
             raise HubError(404, "Repository not found", "RepoNotFound")
         raise HubError(404, f"No such endpoint: {request.command} {path}")
@@ -225,9 +238,13 @@ class HubServer:
         if repo is None or (repo.private and not request.token):
             status = 404 if request.token else 401
             raise HubError(status, "Repository not found", "RepoNotFound")
-        if repo_id in self.gated:
-            raise HubError(403, f"Access to model {repo_id} is restricted", "GatedRepo")
         return repo
+
+    def _check_gate(self, repo: Repo, path: str) -> None:
+        """A gated dataset is known to everybody, but its files are not; of a model, neither is."""
+        hidden = "/resolve/" in path or not repo.id.startswith("datasets/")
+        if hidden and repo.id in self.gated:
+            raise HubError(403, f"Access to {repo.id} is restricted", "GatedRepo")
 
     def _whoami(self, request: _Handler) -> Reply:
         request.check_token()
@@ -241,19 +258,16 @@ class HubServer:
 
     def _create_repo(self, request: _Handler) -> Reply:
         asked = request.json()
-        if asked.get("type", "model") != "model":
-            raise HubError(400, "Only model repositories are served here")
-        repo_id = f"{asked.get('organization') or USER}/{asked['name']}"
-        answer = {"url": f"{self.url}/{repo_id}", "name": repo_id}
+        repo_id = full_id(asked)
+        answer = {"url": f"{self.url}/{repo_id}", "name": repo_id.removeprefix("datasets/")}
         if repo_id in self.repos:
-            return json_reply({**answer, "error": "You already created this model repo"}, 409)
+            return json_reply({**answer, "error": "You already created this repo"}, 409)
         repo = self.repos[repo_id] = Repo(repo_id, asked.get("visibility") == "private")
         repo.add("refs/heads/main", "", GITATTRIBUTES, "initial commit")
         return json_reply(answer)
 
     def _delete_repo(self, request: _Handler) -> Reply:
-        asked = request.json()
-        repo = self._repo(request, f"{asked.get('organization') or USER}/{asked['name']}")
+        repo = self._repo(request, full_id(request.json()))
         del self.repos[repo.id]
         return json_reply({})
 
@@ -264,7 +278,7 @@ class HubServer:
         infos = [
             self._describe(repo, repo.find("main"))
             for repo in self.repos.values()
-            if request.token or not repo.private
+            if (request.token or not repo.private) and not repo.id.startswith("datasets/")
         ]
         found = [
             info
@@ -280,7 +294,8 @@ class HubServer:
             {"rfilename": path, "size": len(data), "blobId": blob_oid(data)}
             for path, data in sorted(commit.files.items())
         ]
-        info = {"id": repo.id, "author": repo.id.split("/")[0], "private": repo.private}
+        repo_id = repo.id.removeprefix("datasets/")
+        info = {"id": repo_id, "author": repo_id.split("/")[0], "private": repo.private}
         info |= {"sha": commit.oid, "lastModified": commit.date, "siblings": siblings}
         info |= {key: card[key] for key in ("library_name", "pipeline_tag") if key in card}
         gated = "manual" if repo.id in self.gated else False
@@ -372,24 +387,24 @@ class HubServer:
         return Reply(200, data, {"X-Repo-Commit": commit.oid, "ETag": f'"{blob_oid(data)}"'})
 
 
-_MODEL = "/api/models/([^/]+/[^/]+)"
+_REPO = "/api/((?:models|datasets)/[^/]+/[^/]+)"
 ROUTES: list[tuple[str, str, Callable[..., Reply]]] = [
     ("GET", "/api/whoami-v2", HubServer._whoami),
     ("POST", "/api/validate-yaml", HubServer._validate_yaml),
     ("POST", "/api/repos/create", HubServer._create_repo),
     ("DELETE", "/api/repos/delete", HubServer._delete_repo),
     ("GET", "/api/models", HubServer._list_models),
-    ("GET", f"{_MODEL}(?:/revision/([^/]+))?", HubServer._info),
-    ("GET", f"{_MODEL}/refs", HubServer._refs),
-    ("GET", f"{_MODEL}/commits/([^/]+)", HubServer._commits),
-    ("GET", f"{_MODEL}/tree/([^/]+)(?:/(.+))?", HubServer._tree),
-    ("POST", f"{_MODEL}/paths-info/([^/]+)", HubServer._paths_info),
-    ("POST", f"{_MODEL}/preupload/([^/]+)", HubServer._preupload),
-    ("POST", f"{_MODEL}/branch/([^/]+)", HubServer._create_branch),
-    ("POST", f"{_MODEL}/tag/([^/]+)", HubServer._create_tag),
-    ("DELETE", f"{_MODEL}/(branch|tag)/([^/]+)", HubServer._delete_ref),
-    ("POST", f"{_MODEL}/commit/([^/]+)", HubServer._commit),
-    ("GET", "/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", HubServer._resolve),
+    ("GET", f"{_REPO}(?:/revision/([^/]+))?", HubServer._info),
+    ("GET", f"{_REPO}/refs", HubServer._refs),
+    ("GET", f"{_REPO}/commits/([^/]+)", HubServer._commits),
+    ("GET", f"{_REPO}/tree/([^/]+)(?:/(.+))?", HubServer._tree),
+    ("POST", f"{_REPO}/paths-info/([^/]+)", HubServer._paths_info),
+    ("POST", f"{_REPO}/preupload/([^/]+)", HubServer._preupload),
+    ("POST", f"{_REPO}/branch/([^/]+)", HubServer._create_branch),
+    ("POST", f"{_REPO}/tag/([^/]+)", HubServer._create_tag),
+    ("DELETE", f"{_REPO}/(branch|tag)/([^/]+)", HubServer._delete_ref),
+    ("POST", f"{_REPO}/commit/([^/]+)", HubServer._commit),
+    ("GET", "/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", HubServer._resolve),
 ]
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_server import HubServer
@@ -242,6 +243,58 @@ def test_gated_repository(api: HfApi, server: HubServer, tmp_path: Path) -> None
         api.snapshot_download(REPO, cache_dir=tmp_path)
     server.gated.discard(REPO)
     assert fetch(api, tmp_path) == "one"
+
+
+def test_dataset_repository(api: HfApi, server: HubServer, folder: Path, tmp_path: Path) -> None:
+    kind: dict[str, Any] = {"repo_id": REPO, "repo_type": "dataset"}
+    assert api.create_repo(**kind).repo_type == "dataset"
+    with pytest.raises(HfHubHTTPError, match="409"):
+        api.create_repo(**kind)
+    first = api.upload_folder(folder_path=folder, commit_message="Publish", **kind).oid
+    api.create_tag(tag="v1", **kind)
+    change = [CommitOperationAdd("a.txt", b"new"), CommitOperationDelete("config.json")]
+    second = api.create_commit(operations=change, commit_message="Change", **kind)
+    assert second.commit_url.endswith(f"/datasets/{REPO}/commit/{second.oid}")
+    info = api.dataset_info(REPO)
+    assert (info.id, info.author, info.sha) == (REPO, "user", second.oid)
+    assert api.dataset_info(REPO, revision="v1").sha == first
+    files = [".gitattributes", "README.md", "a.txt", "tables/bias.bin"]
+    assert api.list_repo_files(**kind) == files
+    assert [one.path for one in api.list_repo_tree(path_in_repo="tables", **kind)] == files[3:]
+    path = api.hf_hub_download(filename="config.json", revision="v1", cache_dir=tmp_path, **kind)
+    assert Path(path).read_text() == "{}"
+    with pytest.raises(EntryNotFoundError):
+        api.hf_hub_download(filename="config.json", cache_dir=tmp_path, **kind)
+    api.delete_repo(**kind)
+    assert not api.repo_exists(**kind)
+
+
+def test_a_dataset_is_not_the_model_of_its_name(
+    api: HfApi, server: HubServer, tmp_path: Path
+) -> None:
+    model = server.commit(REPO, {"a.txt": b"model"})
+    data = server.commit(f"datasets/{REPO}", {"a.txt": b"data"})
+    assert (api.model_info(REPO).sha, api.dataset_info(REPO).sha) == (model, data)
+    assert [one.id for one in api.list_models()] == [REPO]
+    assert fetch(api, tmp_path) == "model"
+    path = api.hf_hub_download(REPO, "a.txt", repo_type="dataset", cache_dir=tmp_path)
+    assert Path(path).read_text() == "data"
+    with pytest.raises(HfHubHTTPError, match="Only model and dataset"):
+        api.create_repo(REPO, repo_type="space", space_sdk="static")
+
+
+def test_gated_and_private_datasets(api: HfApi, server: HubServer, tmp_path: Path) -> None:
+    kind: dict[str, Any] = {"repo_id": REPO, "repo_type": "dataset"}
+    api.create_repo(private=True, **kind)
+    api.upload_file(path_or_fileobj=b"one", path_in_repo="a.txt", **kind)
+    with pytest.raises(RepositoryNotFoundError):
+        api.dataset_info(REPO, token=False)
+    server.gated.add(f"datasets/{REPO}")
+    assert api.dataset_info(REPO).gated == "manual"  # as on the Hub: known, but not its files
+    with pytest.raises(GatedRepoError):
+        api.hf_hub_download(filename="a.txt", cache_dir=tmp_path, **kind)
+    server.gated.clear()
+    assert api.hf_hub_download(filename="a.txt", cache_dir=tmp_path, **kind)
 
 
 def test_list_models(api: HfApi, server: HubServer) -> None:
