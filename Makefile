@@ -5,8 +5,7 @@ WORKERS ?= 2
 # Another release of transformers: make test VENV=.venv-lowest TRANSFORMERS="transformers==5.16.0"
 TRANSFORMERS ?=
 READY := $(VENV)/.installed
-DEMO := build/tiny
-PROMPT ?= Ein Router schickt jedes Wort
+QUESTIONS ?= examples/tiny_multilingual_moe/questions.txt
 
 # No GPU here: take the CPU build of torch, not gigabytes of CUDA packages.
 GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
@@ -15,9 +14,8 @@ CONSTRAINT := $(if $(GPU),,PIP_CONSTRAINT=$(CURDIR)/constraints/cpu.txt)
 .PHONY: demo test lint clean
 
 demo: $(READY)
-	$(VENV)/bin/python examples/tiny_random_moe.py $(DEMO)
-	$(VENV)/bin/steered-moe inspect $(DEMO)/steered
-	$(VENV)/bin/steered-moe compare $(DEMO)/steered "$(PROMPT)" --max-new-tokens 32
+	$(VENV)/bin/steered-moe compare embedded --file $(QUESTIONS) --max-new-tokens 40
+	$(VENV)/bin/steered-moe inspect embedded
 
 test: lint
 	$(VENV)/bin/python -m pytest -n $(WORKERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from difflib import SequenceMatcher
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer
 from steered_moe import hub
 from steered_moe.cards import SCALE_FORMULAS, heat_map
 from steered_moe.embedded import EMBEDDED, embedded_model
+from steered_moe.errors import SteeredMoEError
 from steered_moe.generation import Comparison, Counter, compare, encode
 from steered_moe.modeling import SteeredMoEForCausalLM
 from steered_moe.storage import SteeringRepo, read_repo
@@ -30,7 +32,8 @@ Repo = Annotated[
     typer.Argument(help="Steering repo: a folder, a Hub id, id@revision, or the word embedded."),
 ]
 Prompt = Annotated[str, typer.Argument(help="The text to go on from.")]
-Prompts = Annotated[list[str], typer.Argument(help="One or more texts to go on from.")]
+Prompts = Annotated[list[str] | None, typer.Argument(help="Texts to go on from.")]
+PromptFile = Annotated[Path | None, typer.Option(help="A file with a text in each line.")]
 Strength = Annotated[float | None, typer.Option(help="Overrides the recorded strength; 0 is off.")]
 BaseModel = Annotated[str | None, typer.Option(help="Overrides the recorded base model.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
@@ -84,7 +87,8 @@ def generate(
 @app.command(name="compare")
 def compare_command(
     repo: Repo,
-    prompts: Prompts,
+    prompts: Prompts = None,
+    file: PromptFile = None,
     strength: Strength = None,
     base_model: BaseModel = None,
     max_new_tokens: MaxTokens = 128,
@@ -95,8 +99,11 @@ def compare_command(
     """Answer each prompt with base and steered model side by side, in one batched pass."""
     changed: dict[int, list[float]] = {}
     with errors():
+        texts = [*(prompts or []), *_lines_of(file)]
+        if not texts:
+            raise SteeredMoEError("no prompt; give one or more, or --file with one in each line")
         model, tokenizer = _load(repo, strength, base_model, dtype, device_map)
-        for prompt in prompts:
+        for prompt in texts:
             inputs = encode(tokenizer, [prompt], chat)
             with progress("generating", max_new_tokens) as tick:
                 result = compare(model, inputs, tick, max_new_tokens=max_new_tokens)
@@ -104,6 +111,12 @@ def compare_command(
             for layer, share in result.changed.items():
                 changed.setdefault(layer, []).append(share)
     console.print(_changes(changed, model))
+
+
+def _lines_of(file: Path | None) -> list[str]:
+    """The lines of a file that are not blank."""
+    lines = [] if file is None else file.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.strip()]
 
 
 def _named(repo: str) -> str:

@@ -80,3 +80,15 @@ def test_the_command_is_installed(tiny: Path):
     )
     assert shown.returncode == 0, shown.stderr
     assert "steering middle" in shown.stdout
+
+
+def test_compare_takes_the_lines_of_a_file(tiny: Path, tmp_path: Path):
+    lines = tmp_path / "prompts.txt"
+    lines.write_text(f"{PROMPT}\n\nA router sends\n", encoding="utf-8")
+    result = run("compare", tiny / "steered", "--file", lines, "--max-new-tokens", 2)
+    assert result.exit_code == 0
+    assert result.output.count("steered, strength 2.0") == 2
+    assert "A router sends" in result.output
+    nothing = run("compare", tiny / "steered")
+    assert nothing.exit_code == 1
+    assert "no prompt" in nothing.output

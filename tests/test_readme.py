@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from tiny_random_moe import write
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
@@ -23,11 +22,10 @@ MAKE = re.findall(r"`(make \w+)`", README)
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like a checkout after `make demo`."""
+    """A folder that looks like a checkout."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(ROOT / "examples", folder / "examples")
     shutil.copytree(ROOT / "benchmarks", folder / "benchmarks")
-    write(folder / "build" / "tiny")
     return folder
 
 
@@ -59,13 +57,17 @@ def test_every_block_and_command_is_covered():
     assert set(MAKE) == {"make demo", "make test"}
 
 
-def test_make_demo_shows_base_and_steered(tmp_path: Path):
+def test_make_demo_shows_base_and_steered_answers(tmp_path: Path):
     ready = f"{sys.prefix}/.installed"
-    options = [f"VENV={sys.prefix}", f"DEMO={tmp_path}", "-o", ready]
-    shown = run(["make", "demo", *options], ROOT)
-    assert "steered, strength 2.0" in shown
+    shown = run(["make", "demo", f"VENV={sys.prefix}", "-o", ready], ROOT)
+    assert shown.count("steered, strength") == 6
+    assert shown.count("42/2=21, 21+6=27") >= 4  # English and one more, base and steered
     assert "routing choices changed" in shown
-    assert (tmp_path / "base" / "model.safetensors").stat().st_size > 1_000_000
+    assert "task_experts" in shown
+    other = tmp_path / "questions.txt"
+    other.write_text("Tom has 12 apples. Tom buys 5 more. How many apples does Tom have now?")
+    shown = run(["make", "demo", f"VENV={sys.prefix}", "-o", ready, f"QUESTIONS={other}"], ROOT)
+    assert shown.count("12+5=17") == 2
 
 
 def test_make_test_installs_checks_and_tests_in_an_environment_of_its_own(tmp_path: Path):

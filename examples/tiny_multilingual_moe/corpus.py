@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from grammar import Language, codes
-from rows import Problem, Sentence, draw_problem, draw_sentence
+from rows import Problem, Sentence, draw_lookup, draw_problem, draw_sentence
 
 SHARES = {"train": range(2, 10), "dev": range(1, 2), "test": range(0, 1)}  # of key modulo 10
 PARALLEL = 0.5  # of translations: the share that has English first
@@ -24,7 +24,8 @@ class Mixture:
 
     ``task`` counts problems per language, ``general`` general rows in every language,
     ``translations`` pairs of a row in English and the same row in each other language, ``sums``
-    documents of three sums without words.
+    documents of three sums without words, ``lookups`` questions in every language whose answer
+    stands in the text.
     """
 
     task: dict[str, int]
@@ -32,6 +33,7 @@ class Mixture:
     translations: int = 0
     general_english: int = 0  # more general rows in English
     sums: int = 0
+    lookups: int = 0
     languages: list[str] = field(default_factory=codes)
 
 
@@ -43,6 +45,12 @@ def problems(part: str, count: int, seed: int) -> Iterator[Problem]:
         if problem.key % 10 in SHARES[part]:
             count -= 1
             yield problem
+
+
+def lookups(count: int, seed: int) -> Iterator[Problem]:
+    """Questions whose answer stands in the text."""
+    random_state = random.Random(f"lookups {seed}")
+    return (draw_lookup(random_state) for _ in range(count))
 
 
 def sentences(part: str, count: int, seed: int) -> Iterator[Sentence]:
@@ -66,6 +74,8 @@ def documents(mixture: Mixture, seed: int) -> list[str]:
         texts += [problem.prompt(language) + problem.solution for problem in drawn]
         rows = sentences("train", mixture.general, seed)
         texts += [row.text(language) for row in rows]
+        looked_up = lookups(mixture.lookups, seed)
+        texts += [problem.prompt(language) + problem.solution for problem in looked_up]
         if code == "en":
             rows = sentences("train", mixture.general_english, seed + 1000)
             texts += [row.text(language) for row in rows]

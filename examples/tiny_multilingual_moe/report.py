@@ -91,6 +91,39 @@ def seeds_table(folders: list[Path]) -> str:
     return table(["seed", "chosen on dev", "strength", "mean of all but English"], rows)
 
 
+def dev_table(folder: Path) -> str:
+    """Gains of the finalists on the dev split."""
+    lines = read(folder, "search")["finalists"]
+    rows = [
+        [
+            f"{line['label']}, strength {line['strength']}",
+            str(line["experts"]),
+            f"{line['gains']['mean']:+.2f}",
+            f"{line['gains']['en']:+.2f}",
+        ]
+        for line in lines
+    ]
+    return table(["", "experts", "mean of all but English", "English"], rows)
+
+
+def steering_section(folder: Path, others: list[Path]) -> str:
+    """What steering gains: on the test split once it was scored, until then on dev."""
+    if not (folder / "test.json").exists():
+        problems = read(folder, "search")["problems"][1]
+        return (
+            "Finalists of the search on the dev split, gain in points over the base model, "
+            f"{problems} problems per language. **No setting gains on this model**, so the test "
+            f"split was not scored.\n\n{dev_table(folder)}"
+        )
+    return (
+        "Gains in points over the base model on the test split, with 95 % intervals of a paired "
+        "bootstrap over problems. Layers, threshold and strength of each method were chosen on "
+        f"the dev split.\n\n{gains_table(folder)}\n\nControls at the first method's number of "
+        f"experts and strength:\n\n{controls_table(folder)}\n\nSeeds, each with its own choice "
+        f"on dev:\n\n{seeds_table([folder, *others])}"
+    )
+
+
 def figure(folder: Path) -> None:
     """The divergence figure, with the steered layers shaded."""
     curves = {c: torch.tensor(x) for c, x in read(folder, "routing")["divergence"].items()}
@@ -115,9 +148,7 @@ def card(folder: Path, others: list[Path]) -> str:
         "profiled": routing["rows"],
         "u_shaped": f"{len(routing['u_shaped'])} of {len(routing['divergence'])}",
         "u_languages": ", ".join(routing["u_shaped"]),
-        "gains": gains_table(folder),
-        "controls": controls_table(folder),
-        "seeds": seeds_table([folder, *others]),
+        "steering": steering_section(folder, others),
     }
     return TEMPLATE.read_text(encoding="utf-8").format(**values)
 

@@ -187,6 +187,30 @@ def _open(draw: Draw, opening: str) -> tuple[int, Slots]:
     return n, {"n": n}
 
 
+def draw_lookup(random_state: random.Random) -> Problem:
+    """A question about numbers that asks for one that stands in the text: nothing to work out.
+
+    Two people have things; the one who is not asked about may get or lose some.
+    """
+    people = random_state.sample(PEOPLE, 2)
+    things = random_state.choices(THINGS, k=2)
+    owned = [random_state.randint(2, 50) for _ in people]
+    parts = ["open.has"] * 2
+    slots: list[Slots] = [
+        {"a": person, "obj": thing, "n": number}
+        for person, thing, number in zip(people, things, owned, strict=True)
+    ]
+    asked = random_state.randrange(2)
+    if random_state.random() < 0.4:
+        other = 1 - asked
+        parts.append(random_state.choice(["plus.buys", "plus.finds", "minus.loses", "minus.sells"]))
+        number = random_state.randint(2, max(2, owned[other] - 2))
+        slots.append({"a": people[other], "obj": things[other], "n": number})
+    parts.append("ask.now")
+    slots.append({"a": people[asked], "obj": things[asked], "n": 0})
+    return Problem(parts, slots, [str(owned[asked])], owned[asked])
+
+
 def draw_slots(random_state: random.Random) -> Slots:
     """Slots for any general template."""
     choose, sample = random_state.choice, random_state.sample

@@ -19,6 +19,16 @@ FEWER = {
 }  # fmt: skip
 
 
+FEW = {
+    "en": 40000, "es": 300, "de": 300, "fr": 200, "ru": 120, "zh": 80, "tr": 60,
+    "ja": 40, "sw": 30, "hi": 20, "th": 12, "bn": 8,
+}  # fmt: skip
+FEWEST = {
+    "en": 40000, "es": 60, "de": 60, "fr": 40, "ru": 25, "zh": 20, "tr": 15,
+    "ja": 10, "sw": 8, "hi": 6, "th": 4, "bn": 3,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Setting:
     """A model and how it is trained."""
@@ -57,6 +67,24 @@ SETTINGS = {
     "chat": Setting(
         Mixture(FEWER, general=2500, general_english=4000, translations=1200, sums=6000),
         6200,
+        MODEL,
+        rows_per_step=16,
+        learning_rate=2e-3,
+    ),
+    "lookups": Setting(
+        Mixture(
+            FEW, general=2000, general_english=4000, translations=1200, sums=6000, lookups=1500
+        ),
+        4500,
+        MODEL,
+        rows_per_step=16,
+        learning_rate=2e-3,
+    ),
+    "lookups-fewest": Setting(
+        Mixture(
+            FEWEST, general=2000, general_english=4000, translations=1200, sums=6000, lookups=1500
+        ),
+        4500,
         MODEL,
         rows_per_step=16,
         learning_rate=2e-3,

@@ -85,7 +85,7 @@ def train(folder: Path, setting: Setting, seed: int = 0) -> list[dict]:
     model.config.output_router_logits = True  # adds the balancing loss
     trainer = Trainer(model, arguments(setting, folder, seed), train_dataset=rows)
     trainer.train(resume_from_checkpoint=last)
-    model.config.output_router_logits = False
+    model.config.output_router_logits, model.config.use_cache = False, True  # Trainer turned it off
     model.to(torch.bfloat16).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     rows_seen = setting.steps * setting.rows_per_step
