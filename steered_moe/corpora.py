@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from steered_moe.errors import CorpusError
 from steered_moe.text_files import MARK, Record, fitting, local_files, read_file, row_of, text_of
@@ -29,7 +29,7 @@ class HubDataset:
     language: str | None = None
     """The only language, of a dataset whose config does not name one."""
     key: str | None = None
-    """A column: of rows that are equal in it the first is kept, and it gives their order."""
+    """A column: of rows equal in it the first is kept, and it gives their order."""
     files: str | None = None
     """Files with the rows of the split; without such a file the configs are read."""
     header: tuple[str, ...] = ()
@@ -142,6 +142,10 @@ def _dataset(source: str, columns: tuple[str, ...], split: str | None) -> HubDat
             "another dataset on the Hub is hub:owner/name/config"
         )
     known = KNOWN[source]
+    if known.key and columns not in ((), known.columns):
+        raise CorpusError(
+            f"{source} is one row per {known.key}; for more, read hub:{known.repo}/{known.config}"
+        )
     files = known.files if split in (None, known.split) else None
     return replace(known, columns=columns or known.columns, split=split or known.split, files=files)
 
@@ -158,7 +162,8 @@ def _other_dataset(source: str, columns: tuple[str, ...], split: str | None) -> 
 def _read_hub(dataset: HubDataset, wanted: Sequence[str] | None, revision: str | None) -> Texts:
     with _hub_errors(dataset.repo):
         info = HfApi().dataset_info(dataset.repo, revision=revision)
-        HfApi().file_exists(dataset.repo, "README.md", repo_type="dataset", revision=info.sha)
+        if info.gated:  # what it is can be read by everybody, but not its rows
+            HfApi().auth_check(dataset.repo, repo_type="dataset")
     commit, names = str(info.sha), [sibling.rfilename for sibling in info.siblings or []]
     files = fitting(dataset.files, names) if dataset.files else {}
     there = files or _configs(dataset, wanted, commit)
@@ -196,10 +201,12 @@ def _configs(dataset: HubDataset, wanted: Sequence[str] | None, commit: str) -> 
 
 def _read_config(dataset: HubDataset, config: str, commit: str) -> list[str]:
     library, place = _datasets(), f"{dataset.repo} {config} {dataset.split or ''}".rstrip()
-    with _hub_errors(dataset.repo):
-        found = library.load_dataset(
-            dataset.repo, config or None, split=dataset.split, revision=commit
-        )
+    with _hub_errors(dataset.repo, library.exceptions.DatasetsError):
+        builder = library.load_dataset_builder(dataset.repo, config or None, revision=commit)
+        if builder.hash != commit:  # datasets falls back on what it has in its cache
+            raise ValueError(f"no rows of commit {commit}, only older ones in the cache; try again")
+        builder.download_and_prepare()
+        found = builder.as_dataset(split=dataset.split)
     parts = found if dataset.split is None else {dataset.split: found}
     if len(parts) > 1:
         raise CorpusError(f"{place}: say which split to read; it has {', '.join(parts)}")
@@ -225,9 +232,10 @@ def _datasets() -> Any:
 
 
 @contextmanager
-def _hub_errors(repo: str) -> Iterator[None]:
+def _hub_errors(repo: str, *more: type[Exception]) -> Iterator[None]:
     """What the Hub or ``datasets`` refuses, as a `CorpusError` that says what to do."""
     log_in = "log in with `hf auth login` or set HF_TOKEN"
+    others: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError, *more)
     try:
         yield
     except GatedRepoError as error:
@@ -238,5 +246,5 @@ def _hub_errors(repo: str) -> Iterator[None]:
         raise CorpusError(
             f"the Hub shows no dataset {repo}: correct the name or, if it is private, {log_in}"
         ) from error
-    except (RevisionNotFoundError, FileNotFoundError, RuntimeError, ValueError) as error:
+    except others as error:  # OSError: the Hub's own errors
         raise CorpusError(f"the dataset {repo} cannot be read: {error}") from error

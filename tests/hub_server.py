@@ -241,8 +241,9 @@ class HubServer:
         return repo
 
     def _check_gate(self, repo: Repo, path: str) -> None:
-        """A gated dataset is known to everybody, but its files are not; of a model, neither is."""
-        hidden = "/resolve/" in path or not repo.id.startswith("datasets/")
+        """What a gated dataset is can be read by everybody, its card too; of a model, nothing."""
+        rows = "/resolve/" in path and not path.endswith("/README.md")
+        hidden = rows or path.endswith("/auth-check") or not repo.id.startswith("datasets/")
         if hidden and repo.id in self.gated:
             raise HubError(403, f"Access to {repo.id} is restricted", "GatedRepo")
 
@@ -303,6 +304,9 @@ class HubServer:
 
     def _info(self, request: _Handler, repo: Repo, revision: str | None) -> Reply:
         return json_reply(self._describe(repo, repo.find(revision or "main")))
+
+    def _auth_check(self, request: _Handler, repo: Repo) -> Reply:
+        return json_reply({})
 
     def _refs(self, request: _Handler, repo: Repo) -> Reply:
         kinds = {"branches": "refs/heads/", "tags": "refs/tags/", "pullRequests": "refs/pr/"}
@@ -395,6 +399,7 @@ ROUTES: list[tuple[str, str, Callable[..., Reply]]] = [
     ("DELETE", "/api/repos/delete", HubServer._delete_repo),
     ("GET", "/api/models", HubServer._list_models),
     ("GET", f"{_REPO}(?:/revision/([^/]+))?", HubServer._info),
+    ("GET", f"{_REPO}/auth-check", HubServer._auth_check),
     ("GET", f"{_REPO}/refs", HubServer._refs),
     ("GET", f"{_REPO}/commits/([^/]+)", HubServer._commits),
     ("GET", f"{_REPO}/tree/([^/]+)(?:/(.+))?", HubServer._tree),

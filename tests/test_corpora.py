@@ -324,12 +324,46 @@ def test_one_call_reads_one_commit(flores: HubServer) -> None:
     assert flores.requests[0] == "GET /api/datasets/openlanguagedata/flores_plus"
 
 
-def test_gated_private_and_missing_datasets(flores: HubServer) -> None:
+def test_rows_of_another_commit_are_not_taken_for_those_asked_for(server: HubServer) -> None:
+    """When something fails, ``datasets`` itself returns what it has in its cache."""
+    name = "datasets/openai/gsm8k"
+    files = {"README.md": card({"main": {"train": "train.jsonl"}})}
+    for word in ("old", "new"):
+        server.commit(name, files | {"train.jsonl": jsonl([{"question": word, "answer": "1"}])})
+        if word == "old":
+            assert read_texts("gsm8k", columns="question") == {"en": ["old"]}
+    server.fail_next("GET /api/datasets/openai/gsm8k/tree")
+    with pytest.raises(CorpusError, match="openai/gsm8k cannot be read: no rows of commit"):
+        read_texts("gsm8k", columns="question")
+    assert read_texts("gsm8k", columns="question") == {"en": ["new"]}
+
+
+def test_damaged_files_and_errors_of_the_hub(flores: HubServer) -> None:
+    name = "datasets/openlanguagedata/flores_plus"
+    flores.fail_next("GET /api/datasets/openlanguagedata/flores_plus")
+    with pytest.raises(CorpusError, match=r"flores_plus cannot be read: .*501"):
+        read_texts("flores_plus", ["eng_Latn"])
+    flores.commit(name, {"devtest/eng_Latn.parquet": b"damaged"})
+    with pytest.raises(CorpusError, match=r"flores_plus cannot be read: .*generating the dataset"):
+        read_texts("flores_plus", ["eng_Latn"])
+    assert read_texts("flores_plus", ["arb_Latn"])
+
+
+def test_gated_private_and_missing_datasets(
+    flores: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = "datasets/openlanguagedata/flores_plus"
     flores.gated.add(name)
     with pytest.raises(CorpusError, match=r"flores_plus is gated: accept .* log in .* HF_TOKEN"):
         read_texts("flores_plus", ["eng_Latn"])
+    assert not [line for line in flores.requests if "/resolve/" in line]
     flores.gated.clear()
+    assert read_texts("flores_plus", ["eng_Latn"])
+    flores.repos[name].private = True
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    with pytest.raises(CorpusError, match=r"no dataset openlanguagedata/flores_plus: .* private"):
+        read_texts("flores_plus", ["eng_Latn"])
+    monkeypatch.undo()
     assert read_texts("flores_plus", ["eng_Latn"])
     with pytest.raises(CorpusError, match=r"no dataset openai/gsm8k: correct the name .* log in"):
         read_texts("gsm8k")
@@ -349,6 +383,9 @@ def test_belebele_keeps_one_row_per_link_in_one_order(server: HubServer) -> None
     }
     plain = read_texts("hub:facebook/belebele/{language}", columns="flores_passage")
     assert [row[0] for row in plain["arb_Arab"]] == ["b", "a", "b", "c"]  # as they come
+    assert read_texts("belebele", columns="flores_passage") == read_texts("belebele")
+    with pytest.raises(CorpusError, match=r"one row per link; .* hub:facebook/belebele/\{language"):
+        read_texts("belebele", columns=["flores_passage", "link"])
 
 
 MGSM = {"en": [("How many?", "18"), ('"A" quote', "3")], "bn": [("কত?", "18"), ("কয়টি?", "3")]}

@@ -286,13 +286,21 @@ def test_a_dataset_is_not_the_model_of_its_name(
 def test_gated_and_private_datasets(api: HfApi, server: HubServer, tmp_path: Path) -> None:
     kind: dict[str, Any] = {"repo_id": REPO, "repo_type": "dataset"}
     api.create_repo(private=True, **kind)
-    api.upload_file(path_or_fileobj=b"one", path_in_repo="a.txt", **kind)
+    card = b"---\nlicense: mit\n---"
+    for name, data in {"a.txt": b"one", "README.md": card}.items():
+        api.upload_file(path_or_fileobj=data, path_in_repo=name, **kind)
     with pytest.raises(RepositoryNotFoundError):
         api.dataset_info(REPO, token=False)
+    with pytest.raises(RepositoryNotFoundError):
+        api.auth_check(token=False, **kind)
+    api.auth_check(**kind)
     server.gated.add(f"datasets/{REPO}")
     assert api.dataset_info(REPO).gated == "manual"  # as on the Hub: known, but not its files
     with pytest.raises(GatedRepoError):
         api.hf_hub_download(filename="a.txt", cache_dir=tmp_path, **kind)
+    with pytest.raises(GatedRepoError):
+        api.auth_check(**kind)
+    assert api.hf_hub_download(filename="README.md", cache_dir=tmp_path, **kind)
     server.gated.clear()
     assert api.hf_hub_download(filename="a.txt", cache_dir=tmp_path, **kind)
 
