@@ -154,6 +154,17 @@ def test_risk_difference_equals_a_walk_through_the_ranking(activate: int, deacti
     assert found != ranked_by_hand(activate + 1, deactivate)
 
 
+def test_no_layer_gets_more_than_top_k():
+    first = counted([[0.9, 0.7, 0.4, 0.0], [0.6, 0.5, 0.5, 0.4], [0.5, 0.5, 0.5, 0.5]])
+    second = counted([[0.4, 0.3, 0.2, 1.0], [0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]])
+    steering = risk_difference(first, second, activate=3, deactivate=0)
+    # expert 2 of layer 0 differs more than expert 0 of layer 1, but two of its layer are forced
+    assert steering.layers.tolist() == [0, 1]
+    assert steering.force.tolist() == [[1, 1, 0, 0], [1, 0, 0, 0]]
+    with pytest.raises(SteeringError, match="4 experts cannot be activated: 3 differ"):
+        risk_difference(first, second, activate=4, deactivate=0)
+
+
 def test_risk_difference_says_what_cannot_be_met():
     with pytest.raises(SteeringError, match="9 experts cannot be activated: 5 differ"):
         risk_difference(FIRST, SECOND, activate=9, deactivate=0)

@@ -59,6 +59,14 @@ MODEL = {
     "router_aux_loss_coef": 0.001,
 }
 
+
+def _with_lookups(task: dict[str, int]) -> Setting:
+    mixture = Mixture(
+        task, general=2000, general_english=4000, translations=1200, sums=6000, lookups=1500
+    )
+    return Setting(mixture, 4500, MODEL, rows_per_step=16, learning_rate=2e-3)
+
+
 SETTINGS = {
     "graded": Setting(Mixture(GRADED, general=4000, general_english=4000), 2600, MODEL),
     "translations": Setting(
@@ -71,24 +79,8 @@ SETTINGS = {
         rows_per_step=16,
         learning_rate=2e-3,
     ),
-    "lookups": Setting(
-        Mixture(
-            FEW, general=2000, general_english=4000, translations=1200, sums=6000, lookups=1500
-        ),
-        4500,
-        MODEL,
-        rows_per_step=16,
-        learning_rate=2e-3,
-    ),
-    "lookups-fewest": Setting(
-        Mixture(
-            FEWEST, general=2000, general_english=4000, translations=1200, sums=6000, lookups=1500
-        ),
-        4500,
-        MODEL,
-        rows_per_step=16,
-        learning_rate=2e-3,
-    ),
+    "lookups": _with_lookups(FEW),
+    "lookups-fewest": _with_lookups(FEWEST),
     "miniature": Setting(
         Mixture({"en": 300, "es": 30}, general=60, languages=["en", "es"]),
         160,
