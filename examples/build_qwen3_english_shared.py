@@ -10,6 +10,7 @@ strength are their released settings with English as the source of coefficients.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from steered_moe import RouterSteering, RoutingProfile
@@ -30,7 +31,8 @@ BASE = {
 
 def build_steering(recordings: Path) -> RouterSteering:
     """Experts shared by English and Chinese in layers 10 to 39, weighted by English's share."""
-    profile = RoutingProfile.from_recorder(recordings)
+    about = {"corpus": "MGSM questions, 250 per language (CC BY 4.0)"}
+    profile = replace(RoutingProfile.from_recorder(recordings), about=about)
     return shared_experts(
         profile,
         ("en", "zh"),
@@ -38,7 +40,6 @@ def build_steering(recordings: Path) -> RouterSteering:
         threshold=0.7,
         layers=range(10, 40),
         name="english-shared",
-        corpora=["MGSM questions, 250 per language (CC BY 4.0)"],
     )
 
 

@@ -17,6 +17,7 @@ from steered_moe.configuration import SteeredMoEConfig
 from steered_moe.errors import BaseModelError, FormatError
 from steered_moe.fit import ModelShape, check_fit, check_force
 from steered_moe.routers import find_routers
+from steered_moe.steering import RouterSteering
 from steered_moe.storage import SteeringRepo
 from steered_moe.strength import as_rows
 
@@ -70,9 +71,7 @@ def check_base(repo: SteeringRepo, config: Any, trust_remote_code: bool = False)
         RouterError: A model without routers, or whose routers cannot be steered.
         BaseModelError: Wrong layers, experts or top-k, with value and fix.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    shape = ModelShape.of(find_routers(model), model)
+    model, shape = _without_weights(config, trust_remote_code)
     for name, found in shape.fields.items():
         if repo.base.get(name) not in (None, found):
             raise BaseModelError(
@@ -85,6 +84,41 @@ def check_base(repo: SteeringRepo, config: Any, trust_remote_code: bool = False)
     rows = {n: as_rows(x) for n, x in zip(names, repo.strengths, strict=True)}
     for layer, parts in combine(dict(zip(names, repo.steerings, strict=True)), rows).items():
         check_force(parts.get("force"), layer, shape.top_k[layer])
+
+
+def _without_weights(config: Any, trust_remote_code: bool) -> tuple[PreTrainedModel, ModelShape]:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return model, ModelShape.of(find_routers(model), model)
+
+
+def repo_for(
+    steering: RouterSteering, strength: float, base: str, revision: str | None, folder: Path
+) -> SteeringRepo:
+    """A steering repo for a base model of which only the config is read.
+
+    Args:
+        steering: What it holds.
+        strength: Its strength.
+        base: Hub id or folder of the base model.
+        revision: Revision of the base on the Hub.
+        folder: Where the repo will be; a base in a folder is named relative to it.
+
+    Raises:
+        BaseModelError: The steering does not fit the model.
+        RouterError: A model without routers.
+    """
+    config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
+    _, shape = _without_weights(config, trust_remote_code=False)
+    fields = {
+        "base_model_name_or_path": portable(base, folder),
+        "base_model_revision": revision,
+        "base_model_type": config.model_type,
+        **shape.fields,
+    }
+    repo = SteeringRepo(fields, [steering], [strength])
+    check_base(repo, config)
+    return repo
 
 
 def locate_base(

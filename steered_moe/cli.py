@@ -13,11 +13,15 @@ from rich.text import Text
 from transformers import AutoTokenizer
 
 from steered_moe import hub
+from steered_moe.analyze_command import analyze
 from steered_moe.cards import SCALE_FORMULAS, heat_map
-from steered_moe.embedded import EMBEDDED, embedded_model
+from steered_moe.embedded import named_repo
+from steered_moe.encoding import encode
 from steered_moe.errors import SteeredMoEError
-from steered_moe.generation import Comparison, Counter, compare, encode
+from steered_moe.generation import Comparison, Counter, compare
 from steered_moe.modeling import SteeredMoEForCausalLM
+from steered_moe.profile_command import profile
+from steered_moe.select_command import select
 from steered_moe.storage import SteeringRepo, read_repo
 from steered_moe.terminal import console, errors, progress, table_of
 
@@ -26,6 +30,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+app.command()(profile)
+app.command()(analyze)
+app.command()(select)
 
 Repo = Annotated[
     str,
@@ -46,7 +54,7 @@ Chat = Annotated[bool | None, typer.Option(help="Chat template; by default if th
 def inspect(repo: Repo) -> None:
     """Show what a steering repo holds: base model, layers, experts, strength, a picture."""
     with errors():
-        content = read_repo(hub.fetch(_named(repo)))
+        content = read_repo(hub.fetch(named_repo(repo)))
     console.print(_base_table(content, repo))
     for steering, strength in zip(content.steerings, content.strengths, strict=True):
         rows = {
@@ -119,17 +127,12 @@ def _lines_of(file: Path | None) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-def _named(repo: str) -> str:
-    """The word for the embedded model becomes its folder."""
-    return str(embedded_model()) if repo == EMBEDDED else repo
-
-
 def _load(
     repo: str, strength: float | None, base_model: str | None, dtype: str, device_map: str | None
 ) -> tuple[SteeredMoEForCausalLM, Any]:
     options: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     model = SteeredMoEForCausalLM.from_pretrained(
-        _named(repo), strength=strength, base_model=base_model, dtype=dtype, **options
+        named_repo(repo), strength=strength, base_model=base_model, dtype=dtype, **options
     )
     base = model.config.name_or_path
     return model, AutoTokenizer.from_pretrained(base, revision=model.base_model_revision)

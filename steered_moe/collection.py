@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from steered_moe.consistency import consistency_of, token_pairs
 from steered_moe.divergence import entropy
+from steered_moe.encoding import encode_rows, input_device
 from steered_moe.errors import FormatError
 from steered_moe.profile import RoutingProfile
 from steered_moe.recording import Routing, watch_routing
@@ -43,7 +44,7 @@ class RoutingCollector:
         self._model = model
         self._rows = {layer: row for row, layer in enumerate(self.layers)}
         self._kept: list[Tensor] = []
-        device = next(model.parameters()).device
+        device = input_device(model)
         shape = (len(self.layers), experts[0])
         self._counts = torch.zeros(shape, dtype=torch.float64, device=device)
         self._weight_sums = torch.zeros_like(self._counts)
@@ -94,14 +95,15 @@ class RoutingCollector:
         )
 
     def _see(self, router: Router, routing: Routing) -> None:
-        row = self._rows[router.layer]
-        selected = routing.selected.reshape(*self._mask.shape, -1)
-        counts = self._by_sequence(selected, torch.ones_like(routing.weights))
+        row, device = self._rows[router.layer], self._counts.device
+        selected = routing.selected.to(device).reshape(*self._mask.shape, -1)
+        weights = routing.weights.to(device)
+        counts = self._by_sequence(selected, torch.ones_like(weights))
         self._counts[row] += counts.sum(dim=0)
         self._frequency_sums[row] += (counts / self._lengths).sum(dim=0)
-        self._weight_sums[row] += self._by_sequence(selected, routing.weights).sum(dim=0)
+        self._weight_sums[row] += self._by_sequence(selected, weights).sum(dim=0)
         self._consistency_sums[row] += consistency_of(selected, self._pairs).sum()
-        probabilities = routing.probabilities.reshape(*self._mask.shape, -1)
+        probabilities = routing.probabilities.to(device).reshape(*self._mask.shape, -1)
         self._means[:, row] = torch.einsum("bt,bte->be", self._mask, probabilities) / self._lengths
 
     def _by_sequence(self, selected: Tensor, values: Tensor) -> Tensor:
@@ -120,6 +122,8 @@ def profile_texts(
     *,
     batch_size: int = 16,
     keep_sequences: bool = False,
+    chat: bool = False,
+    template_tokens: bool = True,
     tick: Tick = lambda rows: None,
 ) -> RoutingProfile:
     """Run ``texts`` through ``model`` and sum up what its routers did.
@@ -131,11 +135,14 @@ def profile_texts(
         batch_size: Texts per forward pass; it changes no number beyond rounding.
         keep_sequences: Keep each sequence's mean softmax vector too (2510.04694 Eq. 1), which its
             divergence needs: 4 bytes per sequence, layer and expert.
+        chat: Put each text into the tokenizer's chat template, as a user's turn.
+        template_tokens: Count the tokens that the chat template adds, too.
         tick: Called with the number of rows done after each batch.
 
     Raises:
-        FormatError: No texts, an empty language, an empty text, or languages of different length
-            where sequences are kept.
+        FormatError: No texts, an empty language, an empty text, one that is longer than the
+            model's context, languages of different length where sequences are kept, or a chat
+            template that is missing or changes the text.
         RouterError: The model has no router.
     """
     check_texts(texts, keep_sequences)
@@ -144,8 +151,10 @@ def profile_texts(
         collector = RoutingCollector(model, keep_sequences)
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
-            inputs = _encoded(model, tokenizer, batch)
-            with collector.batch(inputs["attention_mask"]):
+            inputs, mask = encode_rows(
+                model, tokenizer, batch, chat=chat, template_tokens=template_tokens
+            )
+            with collector.batch(mask):
                 model(**inputs, use_cache=False)
             tick(len(batch))
         parts.append(collector.profile(language))
@@ -159,6 +168,7 @@ def profile_generation(
     prompts: Mapping[str, Sequence[str]],
     *,
     batch_size: int = 16,
+    chat: bool = False,
     tick: Tick = lambda rows: None,
     **generate_kwargs: Any,
 ) -> tuple[RoutingProfile, RoutingProfile]:
@@ -173,6 +183,7 @@ def profile_generation(
         tokenizer: Its tokenizer.
         prompts: Prompts by language.
         batch_size: Prompts per batch.
+        chat: Put each prompt into the tokenizer's chat template, as a user's turn.
         tick: Called with the number of rows done after each batch.
         generate_kwargs: For ``generate``; greedy unless they say otherwise.
 
@@ -189,7 +200,7 @@ def profile_generation(
         collectors = RoutingCollector(model), RoutingCollector(model)
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
-            inputs = _encoded(model, tokenizer, batch, padding_side="left")
+            inputs, _ = encode_rows(model, tokenizer, batch, chat=chat, padding_side="left")
             output = model.generate(**inputs, **{"do_sample": False, **generate_kwargs})
             prompt, answer = _apart(inputs["attention_mask"], output, model.generation_config)
             with collectors[0].batch(prompt), collectors[1].batch(answer):
@@ -229,19 +240,6 @@ def check_texts(texts: Mapping[str, Sequence[str]], parallel: bool) -> None:
         raise FormatError(f"no texts in {', '.join(empty)}; leave the language out")
     if parallel and len(set(lengths.values())) > 1:
         raise FormatError(f"parallel texts need as many rows in each language, not {lengths}")
-
-
-def _encoded(
-    model: nn.Module, tokenizer: Any, rows: Sequence[str], **options: Any
-) -> dict[str, Tensor]:
-    inputs = tokenizer(
-        list(rows), return_tensors="pt", padding=True, return_token_type_ids=False, **options
-    )
-    empty = (inputs["attention_mask"].sum(dim=1) == 0).nonzero()
-    if len(empty):
-        raise FormatError(f"{rows[int(empty[0])]!r} has no token; leave it out in every language")
-    device = next(model.parameters()).device
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
 def _apart(prompt: Tensor, output: Tensor, config: Any) -> tuple[Tensor, Tensor]:

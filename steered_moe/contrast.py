@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steered_moe.errors import SteeringError
 from steered_moe.profile import RoutingProfile
+from steered_moe.provenance import check_same_model, provenance_of
 from steered_moe.steering import RouterSteering
 
 
@@ -22,7 +23,6 @@ def task_experts(
     mode: Literal["soft", "hard"] = "soft",
     language: str = "en",
     name: str = "task",
-    corpora: Sequence[str] = (),
 ) -> RouterSteering:
     """Promote the experts that a task in English needs more than English text does.
 
@@ -39,7 +39,6 @@ def task_experts(
             puts the experts among the selected ones (Eq. 5).
         language: The language of both profiles.
         name: Name of the steering.
-        corpora: What the profiles were measured on, for the record.
 
     Returns:
         A steering of scale "std" with weight 1, or force +1, at each task expert.
@@ -50,12 +49,8 @@ def task_experts(
     """
     difference = frequency_difference(task, general, language, language)
     chosen = _above(difference, threshold, task.layers, layers)
-    provenance = {
-        "method": "task_experts",
-        "parameters": {"threshold": threshold, "mode": mode},
-        "languages": [language],
-        **({"corpora": list(corpora)} if corpora else {}),
-    }
+    settings = {"threshold": threshold, "mode": mode}
+    provenance = provenance_of("task_experts", settings, [language], task, general)
     return _promoted(chosen, task.layers, mode, name, provenance)
 
 
@@ -67,7 +62,6 @@ def multilingual_experts(
     mode: Literal["soft", "hard"] = "soft",
     pivot: str = "en",
     name: str = "multilingual",
-    corpora: Sequence[str] = (),
 ) -> RouterSteering:
     """Promote the experts that some other language needs more than ``pivot`` does.
 
@@ -82,7 +76,6 @@ def multilingual_experts(
         mode: As in `task_experts`.
         pivot: The language to differ from.
         name: Name of the steering.
-        corpora: What the profile was measured on, for the record.
 
     Raises:
         FormatError: A profile without sums over texts, or without ``pivot``.
@@ -94,12 +87,8 @@ def multilingual_experts(
     differences = [frequency_difference(general, general, other, pivot) for other in others]
     highest = torch.stack(differences).amax(dim=0)
     chosen = _above(highest, threshold, general.layers, layers)
-    provenance = {
-        "method": "multilingual_experts",
-        "parameters": {"threshold": threshold, "mode": mode, "pivot": pivot},
-        "languages": others,
-        **({"corpora": list(corpora)} if corpora else {}),
-    }
+    settings = {"threshold": threshold, "mode": mode, "pivot": pivot}
+    provenance = provenance_of("multilingual_experts", settings, others, general)
     return _promoted(chosen, general.layers, mode, name, provenance)
 
 
@@ -112,7 +101,6 @@ def risk_difference(
     language: str = "en",
     layers: Iterable[int] | None = None,
     name: str = "risk-difference",
-    corpora: Sequence[str] = (),
 ) -> RouterSteering:
     """Activate the experts of one behaviour and deactivate those of the other (SteerMoE).
 
@@ -128,7 +116,6 @@ def risk_difference(
         language: The language of both profiles.
         layers: 0-based decoder layers to choose from; all by default.
         name: Name of the steering.
-        corpora: What the profiles were measured on, for the record.
 
     Returns:
         A steering of force +1 and -1.
@@ -137,7 +124,7 @@ def risk_difference(
         FormatError: A profile without ``language``.
         SteeringError: Numbers that cannot be met, or profiles of different models.
     """
-    _check_same_model(first, second)
+    check_same_model(first, second)
     difference = first.of([language]).frequency[0] - second.of([language]).frequency[0]
     wanted = set(first.layers if layers is None else layers)
     outside = torch.tensor([layer not in wanted for layer in first.layers])
@@ -151,6 +138,7 @@ def risk_difference(
             )
     force = up.to(torch.int8) - down.to(torch.int8)
     rows = (force != 0).any(dim=-1)
+    settings = {"activate": activate, "deactivate": deactivate}
     if not rows.any():
         raise SteeringError("activate and deactivate are both 0; nothing would be steered")
     return RouterSteering(
@@ -158,12 +146,7 @@ def risk_difference(
         layers=torch.tensor(first.layers)[rows],
         weights=torch.zeros(force[rows].shape),
         force=force[rows],
-        provenance={
-            "method": "risk_difference",
-            "parameters": {"activate": activate, "deactivate": deactivate},
-            "languages": [language],
-            **({"corpora": list(corpora)} if corpora else {}),
-        },
+        provenance=provenance_of("risk_difference", settings, [language], first, second),
     )
 
 
@@ -175,7 +158,6 @@ def preferred(
     threshold: float = 0.0,
     pivot: str = "en",
     name: str = "preferred",
-    corpora: Sequence[str] = (),
 ) -> RouterSteering:
     """Promote the experts that ``pivot`` selects more often than ``target`` on parallel texts.
 
@@ -190,7 +172,6 @@ def preferred(
         threshold: Smallest difference of frequencies, in [0, 1).
         pivot: The language to come closer to.
         name: Name of the steering.
-        corpora: What the profile was measured on, for the record.
 
     Raises:
         FormatError: A language that was not profiled.
@@ -202,16 +183,12 @@ def preferred(
     difference = frequency[0] - frequency[1]
     chosen = _above(difference, threshold, profile.layers, layers)
     rows = chosen.any(dim=-1)
+    settings = {"threshold": threshold, "pivot": pivot}
     return RouterSteering(
         name=name,
         layers=torch.tensor(profile.layers)[rows],
         weights=torch.where(chosen, difference, 0.0)[rows].float(),
-        provenance={
-            "method": "preferred",
-            "parameters": {"threshold": threshold, "pivot": pivot},
-            "languages": [target],
-            **({"corpora": list(corpora)} if corpora else {}),
-        },
+        provenance=provenance_of("preferred", settings, [target], profile),
     )
 
 
@@ -223,18 +200,10 @@ def frequency_difference(
 
     Raises:
         FormatError: A profile without sums over texts, or without the language.
-        SteeringError: Profiles of different layers or numbers of experts.
+        SteeringError: Profiles of different models.
     """
-    _check_same_model(first, second)
+    check_same_model(first, second)
     return first.of([language]).mean_frequency[0] - second.of([other]).mean_frequency[0]
-
-
-def _check_same_model(first: RoutingProfile, second: RoutingProfile) -> None:
-    if first.layers != second.layers or first.num_experts != second.num_experts:
-        raise SteeringError(
-            f"profiles of {len(first.layers)} layers x {first.num_experts} experts and "
-            f"{len(second.layers)} x {second.num_experts} are not of one model"
-        )
 
 
 def _capped(difference: Tensor, outside: Tensor, count: int, per_layer: int | None) -> Tensor:

@@ -25,3 +25,13 @@ def embedded_model() -> Path:
             "id), or run from a checkout of steered-moe"
         )
     return folder
+
+
+def named_repo(name: str) -> str:
+    """A steering repo as the command line names it; `EMBEDDED` becomes its folder."""
+    return str(embedded_model()) if name == EMBEDDED else name
+
+
+def named_model(name: str) -> str:
+    """A base model as the command line names it; `EMBEDDED` becomes its folder."""
+    return str(embedded_model().parent / "base") if name == EMBEDDED else name

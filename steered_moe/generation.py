@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,36 +48,6 @@ class Counter(BaseStreamer):
 
     def end(self) -> None:
         """Called by generate at the end."""
-
-
-def encode(tokenizer: Any, prompts: Sequence[str], chat: bool | None = None) -> dict[str, Tensor]:
-    """Left-padded inputs for generate.
-
-    Args:
-        tokenizer: A tokenizer of transformers.
-        prompts: The texts.
-        chat: Put each into the chat template as a user's turn; None means if there is one.
-    """
-    use_chat = tokenizer.chat_template is not None if chat is None else chat
-    texts = list(prompts)
-    if use_chat:
-        texts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-            )
-            for text in texts
-        ]
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    encoded = tokenizer(
-        texts,
-        return_tensors="pt",
-        padding=True,
-        padding_side="left",
-        add_special_tokens=not use_chat,
-        return_token_type_ids=False,
-    )
-    return dict(encoded)
 
 
 def compare(

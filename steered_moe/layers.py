@@ -69,6 +69,18 @@ def middle_layers(divergences: Mapping[str, Tensor], layers: tuple[int, ...]) ->
     return MiddleLayers(layers[first], layers[last], reason, u_shaped)
 
 
+def layer_range(text: str) -> tuple[int, int]:
+    """``first-last`` as two numbers.
+
+    Raises:
+        SteeredMoEError: It is written otherwise.
+    """
+    first, dash, last = text.partition("-")
+    if not (dash and first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        raise SteeredMoEError(f"layers are {text!r}; write first-last, such as 8-34")
+    return int(first), int(last)
+
+
 def _mean(part: Tensor) -> float:
     return float(part.mean()) if len(part) else float("nan")
 

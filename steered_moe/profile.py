@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,10 @@ from steered_moe.errors import FormatError
 
 PROFILE_CONFIG = "profile.json"
 PROFILE_TENSORS = "profile.safetensors"
-_TENSORS = ("counts", "weight_sums", "tokens")
-_OPTIONAL = ("sequences", "frequency_sums", "entropy_sums", "consistency_sums", "probabilities")
+_TENSORS = ("counts", "tokens")
+_BY_EXPERT = ("weight_sums", "frequency_sums")
+_BY_LAYER = ("entropy_sums", "consistency_sums")
+_OPTIONAL = ("sequences", *_BY_EXPERT, *_BY_LAYER, "probabilities")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,8 @@ class RoutingProfile:
         languages: Language codes, as the corpus names them.
         layers: 0-based decoder layers that have a router.
         counts: float64 ``(languages, layers, experts)``: tokens that selected the expert.
-        weight_sums: float64, same shape: sum of the expert's routing weight over these tokens.
+        weight_sums: float64, same shape: sum of the expert's routing weight over these tokens, or
+            None.
         tokens: float64 ``(languages, layers)``: tokens seen.
         sequences: float64 ``(languages,)``: texts seen; None where the source has no such number.
         frequency_sums: float64 ``(languages, layers, experts)``: sum over texts of the share of
@@ -49,7 +53,7 @@ class RoutingProfile:
     languages: tuple[str, ...]
     layers: tuple[int, ...]
     counts: Tensor
-    weight_sums: Tensor
+    weight_sums: Tensor | None
     tokens: Tensor
     sequences: Tensor | None = None
     frequency_sums: Tensor | None = None
@@ -61,7 +65,7 @@ class RoutingProfile:
     def __post_init__(self) -> None:
         expected = (len(self.languages), len(self.layers))
         shapes = [tuple(getattr(self, name).shape) for name in _TENSORS]
-        if shapes[0][:2] != expected or shapes[1] != shapes[0] or shapes[2] != expected:
+        if len(shapes[0]) != 3 or shapes[0][:2] != expected or shapes[1] != expected:
             raise FormatError(
                 f"a profile of {expected[0]} languages and {expected[1]} layers cannot have "
                 f"shapes {dict(zip(_TENSORS, shapes, strict=True))}"
@@ -77,8 +81,8 @@ class RoutingProfile:
 
     def _check_optional(self, shape: tuple[int, ...]) -> None:
         languages, layers, experts = shape
-        expected = {"sequences": (languages,), "frequency_sums": shape}
-        expected |= dict.fromkeys(("entropy_sums", "consistency_sums"), (languages, layers))
+        expected: dict[str, tuple[int, ...]] = {"sequences": (languages,)}
+        expected |= dict.fromkeys(_BY_EXPERT, shape) | dict.fromkeys(_BY_LAYER, shape[:2])
         if self.probabilities is not None:
             texts = self.probabilities.shape[1] if self.probabilities.dim() > 1 else 0
             expected["probabilities"] = (languages, texts, layers, experts)
@@ -180,6 +184,15 @@ class RoutingProfile:
         named = {name: getattr(self, name) for name in (*_TENSORS, *_OPTIONAL)}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of what was measured: languages, layers and every tensor."""
+        digest = hashlib.sha256(json.dumps([self.languages, self.layers]).encode())
+        for name, tensor in self.tensors().items():
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     def __add__(self, other: RoutingProfile) -> RoutingProfile:
         """Both profiles as if they had been one run; languages of either, those of ``self`` first.
 
@@ -260,6 +273,35 @@ class RoutingProfile:
         from steered_moe.recorder import read_recordings
 
         return read_recordings(folder)
+
+    @classmethod
+    def from_table(
+        cls,
+        file: str | Path,
+        *,
+        top_k: int,
+        language: str = "language",
+        count: str = "count",
+        where: Mapping[str, str] | None = None,
+    ) -> RoutingProfile:
+        """Import a table of selection counts: ``.tsv`` or ``.csv``, a header, a row per expert.
+
+        It needs columns ``layer`` and ``expert``, a language and a count. A row that is missing
+        counts 0. Tokens are a layer's counts over ``top_k``.
+
+        Args:
+            file: The table.
+            top_k: Experts per token of the model.
+            language: Column of the language, or of whatever takes its place, such as a domain.
+            count: Column of the number of tokens that selected the expert.
+            where: Column -> value of the rows to read; all by default.
+
+        Raises:
+            FormatError: Names the file, and the line or column.
+        """
+        from steered_moe.recorder import read_table
+
+        return read_table(Path(file), top_k, language, count, where or {})
 
 
 def _summed(languages: Sequence[str], *parts: tuple[RoutingProfile, Tensor]) -> Tensor:

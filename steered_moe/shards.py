@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,8 @@ def profile_in_shards(
         tokenizer: Its tokenizer.
         texts: Texts by language.
         folder: Where the profile goes, and the finished parts until then.
-        about: What is profiled, for the record; a later call has to say the same to go on.
+        about: What is profiled, for the record. A later call has to say the same, with the same
+            texts and options, to go on.
         rows_per_shard: Rows that an interruption loses at most.
         tick: Called with the number of rows done.
         options: For `profile_texts`.
@@ -52,7 +54,10 @@ def profile_in_shards(
     """
     check_texts(texts, options.get("keep_sequences", False))
     unfinished = Path(folder) / _FOLDER
-    _check_same_run(unfinished, {**about, "rows": {k: len(v) for k, v in texts.items()}})
+    settings = {key: value for key, value in options.items() if key != "batch_size"}
+    digest = hashlib.sha256(json.dumps(texts, default=list).encode()).hexdigest()
+    run = {**about, **settings, "rows_per_shard": rows_per_shard, "texts_sha256": digest}
+    _check_same_run(unfinished, run)
     parts = []
     for language, rows in texts.items():
         shards = []

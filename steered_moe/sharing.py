@@ -9,6 +9,7 @@ from torch import Tensor
 
 from steered_moe.errors import SteeringError
 from steered_moe.profile import RoutingProfile
+from steered_moe.provenance import provenance_of
 from steered_moe.steering import RouterSteering
 
 
@@ -21,7 +22,6 @@ def shared_experts(
     layers: Iterable[int] = range(10, 40),
     source: str | None = None,
     name: str = "shared",
-    corpora: Sequence[str] = (),
 ) -> RouterSteering:
     """Promote the experts that all of ``languages`` use (released code of arXiv 2601.14050).
 
@@ -38,7 +38,6 @@ def shared_experts(
         layers: 0-based decoder layers to steer; those without a shared expert are left out.
         source: Language whose share becomes the weight; the first one by default.
         name: Name of the steering.
-        corpora: What the profile was measured on, for the record.
 
     Returns:
         A steering of scale "abs".
@@ -59,17 +58,13 @@ def shared_experts(
             f"no expert in layers {wanted} is shared by {', '.join(languages)} with top={top} and "
             f"threshold={threshold}; raise one of them"
         )
+    settings = {"top": top, "threshold": threshold, "source": source}
     return RouterSteering(
         name=name,
         layers=torch.tensor([profile.layers[i] for i in rows]),
         weights=weights[rows],
         scale="abs",
-        provenance={
-            "method": "shared_experts",
-            "parameters": {"top": top, "threshold": threshold, "source": source},
-            "languages": list(languages),
-            **({"corpora": list(corpora)} if corpora else {}),
-        },
+        provenance=provenance_of("shared_experts", settings, languages, profile),
     )
 
 
@@ -81,7 +76,6 @@ def exclusive_experts(
     threshold: float = 0.4,
     layers: Iterable[int],
     name: str = "exclusive",
-    corpora: Sequence[str] = (),
 ) -> RouterSteering:
     """Mask the experts that a language has mostly for itself (released code of 2601.14050).
 
@@ -96,7 +90,6 @@ def exclusive_experts(
         threshold: Smallest share, in (0, 1]; 0.4 in the released code.
         layers: 0-based decoder layers; those without an exclusive expert are left out.
         name: Name of the steering.
-        corpora: What the profile was measured on, for the record.
 
     Returns:
         A steering of force -1 at each exclusive expert.
@@ -118,17 +111,13 @@ def exclusive_experts(
             f"no expert in layers {sorted(wanted)} is exclusive to {', '.join(languages)} with "
             f"top={top} and threshold={threshold}; lower the threshold"
         )
+    settings = {"top": top, "threshold": threshold}
     return RouterSteering(
         name=name,
         layers=torch.tensor(profile.layers)[kept],
         weights=torch.zeros(exclusive[kept].shape),
         force=-exclusive[kept].to(torch.int8),
-        provenance={
-            "method": "exclusive_experts",
-            "parameters": {"top": top, "threshold": threshold},
-            "languages": languages,
-            **({"corpora": list(corpora)} if corpora else {}),
-        },
+        provenance=provenance_of("exclusive_experts", settings, languages, profile),
     )
 
 

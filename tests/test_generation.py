@@ -12,7 +12,8 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from steered_moe import RouterSteering, SteeredMoEForCausalLM, attach, find_routers
-from steered_moe.generation import compare, encode
+from steered_moe.encoding import encode
+from steered_moe.generation import compare
 from steered_moe.recording import record_selections
 
 TYPES = ["qwen3_moe", "gpt_oss", "mixtral", "olmoe", "deepseek_v3", "phimoe", "qwen3_next"]
