@@ -32,9 +32,9 @@ class RoutingProfile:
         languages: Language codes, as the corpus names them.
         layers: 0-based decoder layers that have a router.
         counts: float64 ``(languages, layers, experts)``: tokens that selected the expert.
-        weight_sums: float64, same shape: sum of the expert's routing weight over these tokens, or
-            None.
         tokens: float64 ``(languages, layers)``: tokens seen.
+        weight_sums: float64, shape of counts: sum of the expert's routing weight over these tokens,
+            or None.
         sequences: float64 ``(languages,)``: texts seen; None where the source has no such number.
         frequency_sums: float64 ``(languages, layers, experts)``: sum over texts of the share of
             their tokens that selected the expert (``a_i / L_i`` of 2510.04694 Eq. 3), or None.
@@ -53,8 +53,8 @@ class RoutingProfile:
     languages: tuple[str, ...]
     layers: tuple[int, ...]
     counts: Tensor
-    weight_sums: Tensor | None
     tokens: Tensor
+    weight_sums: Tensor | None = None
     sequences: Tensor | None = None
     frequency_sums: Tensor | None = None
     entropy_sums: Tensor | None = None

@@ -25,7 +25,8 @@ def read_recordings(folder: str | Path) -> RoutingProfile:
     if len({(la, c.shape) for la, c in zip(layers, counts, strict=True)}) > 1:
         raise FormatError(f"files in {folder} differ in layers or experts")
     stacked = [torch.stack(tables) for tables in (counts, sums, tokens)]
-    return RoutingProfile(languages, layers[0], stacked[0], stacked[1], stacked[2])
+    counted, weighed, seen = stacked
+    return RoutingProfile(languages, layers[0], counted, seen, weight_sums=weighed)
 
 
 def read_table(
@@ -52,7 +53,7 @@ def read_table(
     counts = counts.double()
     for (name, layer, expert), value in found.items():
         counts[languages.index(name), layers.index(layer), expert] = value
-    return RoutingProfile(languages, layers, counts, None, _tokens(file, counts, top_k))
+    return RoutingProfile(languages, layers, counts, _tokens(file, counts, top_k))
 
 
 def _rows(file: Path, columns: set[str]) -> list[tuple[str, dict[str, str]]]:

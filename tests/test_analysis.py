@@ -78,7 +78,7 @@ def random_profile(languages: int = 5, layers: int = 3, experts: int = 8) -> Rou
     torch.manual_seed(1)
     counts = torch.randint(0, 50, (languages, layers, experts)).double()
     names = tuple("abcdefgh"[:languages])
-    return RoutingProfile(names, tuple(range(layers)), counts, counts, counts.sum(-1) / 2)
+    return RoutingProfile(names, tuple(range(layers)), counts, counts.sum(-1) / 2)
 
 
 def test_similarity_equals_scipy_and_its_bounds_hold():
@@ -93,8 +93,7 @@ def test_similarity_equals_scipy_and_its_bounds_hold():
     assert not torch.allclose(found, similarity(profile))
     order = torch.randperm(8)
     permuted = RoutingProfile(
-        profile.languages, profile.layers, profile.counts[..., order],
-        profile.counts, profile.tokens,
+        profile.languages, profile.layers, profile.counts[..., order], profile.tokens
     )  # fmt: skip
     assert torch.allclose(similarity(permuted), similarity(profile))
     with pytest.raises(SteeredMoEError, match="two languages"):

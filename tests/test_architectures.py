@@ -22,6 +22,7 @@ from reference import reference_routing
 from torch import Tensor, nn
 
 from steered_moe import RouterSteering, attach, find_routers
+from steered_moe.collection import RoutingCollector
 from steered_moe.errors import BaseModelError, InterventionError, RouterError
 from steered_moe.routers import Router
 
@@ -192,6 +193,35 @@ def edited_in_float64(logits: Tensor, weights: Tensor, force: Tensor) -> Tensor:
     routed = torch.where(force > 0, highest, torch.where(force < 0, lowest - 1.0, routed))
     z[:, : len(weights)] = routed
     return z
+
+
+# What some models record as router logits is something else: back to logits.
+RECORDED = {
+    "gemma4_text": torch.log,  # softmax
+    "laguna": lambda capped: 3.0 * torch.atanh(capped / 3.0),
+    "inkling_text": lambda routed: torch.nn.functional.pad(routed, (0, 2)),  # shared experts
+}
+
+
+def test_profiled_counts_equal_those_from_output_router_logits(model: nn.Module):
+    kind, routers = model.config.model_type, find_routers(model)
+    collector = RoutingCollector(model)
+    mask = torch.ones_like(INPUTS["input_ids"])
+    mask[0, :4] = 0
+    with collector.batch(mask), torch.no_grad():
+        recorded = model(**INPUTS, output_router_logits=True).router_logits
+    if kind == "jetmoe":
+        recorded = recorded[2::3]  # the other two route attention
+    counts = collector.profile("en").counts[0]
+    assert len(recorded) == len(routers)
+    for row, (router, logits) in enumerate(zip(routers, recorded, strict=True)):
+        logits = RECORDED.get(kind, lambda same: same)(logits.double().flatten(0, -2))
+        never = torch.zeros(router.num_experts, dtype=torch.bool)
+        selected, _ = reference_routing(model, router.layer, logits, never, never)
+        expected = selected[mask.flatten().bool()].double().sum(dim=0)[: counts.shape[1]]
+        assert torch.equal(counts[row], expected)
+        everything = selected.double().sum(dim=0)[: counts.shape[1]]
+        assert not torch.equal(counts[row], everything), "padding would have been counted"
 
 
 def test_every_experts_implementation_gives_the_same(model: nn.Module):

@@ -172,7 +172,7 @@ def test_shards_add_up_to_one_run(model: nn.Module, tokenizer):
     assert by_language.languages == ("en", "fr")
     assert torch.equal(by_language.counts, both.counts)
     with pytest.raises(FormatError, match="cannot be added"):
-        both + RoutingProfile(both.languages, both.layers, both.counts, both.counts, both.tokens)
+        both + RoutingProfile(both.languages, both.layers, both.counts, both.tokens)
     with pytest.raises(FormatError, match="different models"):
         replace(both, about={"model": "a"}) + replace(both, about={"model": "b"})
     with pytest.raises(FormatError, match="same languages"):

@@ -63,7 +63,7 @@ def test_sequences_are_compared_one_by_one():
     probabilities = torch.softmax(3 * torch.randn(2, 5, 3, 8), dim=-1)
     flat = torch.ones(2, 3, 8)
     profile = RoutingProfile(
-        ("en", "xx"), (0, 1, 2), flat, flat, flat[..., 0], probabilities=probabilities
+        ("en", "xx"), (0, 1, 2), flat, flat[..., 0], probabilities=probabilities
     )
     found = divergence(profile)["xx"]
     for layer in range(3):

@@ -74,7 +74,7 @@ def profile() -> RoutingProfile:
     counts = torch.randint(1, 50, (3, 4, 8)).double()
     sums = torch.rand(3, 4, dtype=torch.float64)
     return RoutingProfile(
-        ("en", "de", "bn"), (0, 1, 2, 3), counts, counts, counts.sum(-1) / 2,
+        ("en", "de", "bn"), (0, 1, 2, 3), counts, counts.sum(-1) / 2,
         sequences=torch.full((3,), 2.0), entropy_sums=sums, consistency_sums=sums,
     )  # fmt: skip
 
@@ -85,7 +85,7 @@ def test_measures_by_layer(profile: RoutingProfile, tmp_path: Path):
     plot_by_layer(profile, "consistency", tmp_path / "b.svg")
     with pytest.raises(SteeredMoEError, match="use one of entropy, consistency"):
         plot_by_layer(profile, "weight", tmp_path / "c.svg")
-    bare = RoutingProfile(profile.languages, profile.layers, *[profile.counts] * 2, profile.tokens)
+    bare = RoutingProfile(profile.languages, profile.layers, profile.counts, profile.tokens)
     with pytest.raises(FormatError, match="no entropy_sums"):
         plot_by_layer(bare, "entropy", tmp_path / "c.svg")
     assert not (tmp_path / "c.svg").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from conftest import real_data
 
 from steered_moe import RoutingProfile
+from steered_moe.divergence import divergence
 from steered_moe.errors import FormatError, SteeringError
 from steered_moe.selection import language_shares, shared_experts
 
@@ -81,7 +83,7 @@ def test_an_empty_folder_and_wrong_shapes_are_refused(tmp_path: Path):
     with pytest.raises(FormatError, match="holds no"):
         RoutingProfile.from_recorder(tmp_path)
     with pytest.raises(FormatError, match="cannot have"):
-        RoutingProfile(("en",), (0,), torch.ones(1, 2, 4), torch.ones(1, 2, 4), torch.ones(1, 1))
+        RoutingProfile(("en",), (0,), torch.ones(1, 2, 4), torch.ones(1, 1))
 
 
 def test_shares_and_shared_experts_by_hand(folder: Path):
@@ -164,3 +166,79 @@ def test_the_real_selection_gives_420_experts():
     assert found == pytest.approx(expected, rel=1e-6)
     other = shared_experts(RoutingProfile.from_recorder(folder), top=15, threshold=0.6)
     assert other.num_steered_experts != 420
+
+
+TABLE = "language\tlayer\texpert\tcount\nen\t3\t0\t4\nen\t3\t1\t2\nen\t5\t2\t6\n"
+
+
+def test_a_table_of_counts_is_imported(tmp_path: Path):
+    file = tmp_path / "counts.tsv"
+    file.write_text(TABLE)
+    profile = RoutingProfile.from_table(file, top_k=2)
+    assert (profile.languages, profile.layers, profile.weight_sums) == (("en",), (3, 5), None)
+    assert profile.counts[0].tolist() == [[4.0, 2.0, 0.0], [0.0, 0.0, 6.0]]
+    assert profile.tokens.tolist() == [[3.0, 3.0]]
+    profile.save(tmp_path / "saved")
+    assert RoutingProfile.load(tmp_path / "saved").fingerprint == profile.fingerprint
+    comma = tmp_path / "counts.csv"
+    comma.write_text(TABLE.replace("\t", ","))
+    assert RoutingProfile.from_table(comma, top_k=2).fingerprint == profile.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "says"),
+    [
+        (TABLE, {"top_k": 4}, "not one whole number of tokens"),
+        (TABLE + "en\t5\t1\t1\n", {}, "not one whole number of tokens"),
+        (TABLE + "en\t5\t2\t1\n", {}, r"line 5: \('en', 5, 2\) is there twice"),
+        (TABLE + "en\t5\tx\t1\n", {}, "line 5: invalid literal"),
+        (TABLE + "en\t5\n", {}, "line 5 has not as many columns"),
+        (TABLE + "en\t5\t0\t-1\n", {}, "not one whole number"),
+        (TABLE, {"count": "topk_count"}, "has no column topk_count; it has language, layer"),
+        (TABLE, {"where": {"language": "fr"}}, "has no row where"),
+    ],
+)
+def test_a_table_that_is_wrong_is_refused(tmp_path: Path, text: str, options, says: str):
+    file = tmp_path / "counts.tsv"
+    file.write_text(text)
+    with pytest.raises(FormatError, match=says):
+        RoutingProfile.from_table(file, **{"top_k": 2, **options})
+
+
+def test_a_missing_table_is_refused(tmp_path: Path):
+    with pytest.raises(FormatError, match=r"none.tsv cannot be read"):
+        RoutingProfile.from_table(tmp_path / "none.tsv", top_k=2)
+
+
+def test_the_real_table_of_domains():
+    file = real_data("real_routing/olmoe_domains") / "expert_counts.tsv"
+    options = {"language": "domain", "count": "topk_count"}
+    olmoe = RoutingProfile.from_table(file, top_k=8, where={"model": "olmoe"}, **options)
+    assert set(olmoe.languages) == {"arxiv", "book", "c4", "github", "tulu", "wikipedia"}
+    assert olmoe.num_experts == 64
+    assert olmoe.of(["arxiv"]).tokens[0].unique().tolist() == [208896.0]
+    assert olmoe.of(["arxiv"]).counts[0, 0, 0] == 204013
+    curves = {
+        domain: float(curve.mean()) for domain, curve in divergence(olmoe, pivot="c4").items()
+    }
+    assert min(curves, key=curves.get) in ("book", "wikipedia", "tulu")
+    assert max(curves, key=curves.get) in ("github", "arxiv")
+    mistral = RoutingProfile.from_table(file, top_k=2, where={"model": "mistral"}, **options)
+    assert mistral.num_experts == 8
+    with pytest.raises(FormatError, match="twice; choose rows with where="):
+        RoutingProfile.from_table(file, top_k=8, **options)
+
+
+def test_the_fingerprint_follows_what_was_measured(folder: Path):
+    profile = RoutingProfile.from_recorder(folder)
+    assert len(profile.fingerprint) == 64
+    assert replace(profile, about={"model": "x"}).fingerprint == profile.fingerprint
+    more = profile.counts.clone()
+    more[0, 0, 0] += 1
+    others = [
+        replace(profile, counts=more),
+        replace(profile, weight_sums=None),
+        replace(profile, languages=profile.languages[::-1]),
+        replace(profile, layers=tuple(layer + 1 for layer in profile.layers)),
+    ]
+    assert profile.fingerprint not in {other.fingerprint for other in others}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import real_data
@@ -106,7 +108,7 @@ def test_settings_that_cannot_work_are_refused():
     fewer = profile({"en": [[0.5, 0.5]]})
     with pytest.raises(SteeringError, match="not of one model"):
         task_experts(TASK, fewer, threshold=0.2, layers=[0])
-    bare = RoutingProfile(("en",), (0,), *(torch.ones(1, 1, 4) for _ in "ab"), torch.ones(1, 1))
+    bare = RoutingProfile(("en",), (0,), torch.ones(1, 1, 4), torch.ones(1, 1))
     with pytest.raises(FormatError, match="sums over tokens only"):
         task_experts(bare, bare, threshold=0.2, layers=[0])
 
@@ -115,7 +117,7 @@ def counted(frequency: list[list[float]], language: str = "en") -> RoutingProfil
     """A profile of one language from frequencies over tokens."""
     rows = torch.tensor([frequency], dtype=torch.float64)
     return RoutingProfile(
-        (language,), tuple(range(rows.shape[1])), rows * 100, rows, torch.full((1, 3), 100.0)
+        (language,), tuple(range(rows.shape[1])), rows * 100, torch.full((1, 3), 100.0)
     )
 
 
@@ -198,7 +200,7 @@ def test_exclusive_experts_are_masked():
     parts = []
     for language, rows in frequency.items():
         table = torch.tensor([rows], dtype=torch.float64)
-        parts.append(RoutingProfile((language,), (0,), table * 10, table, torch.full((1, 1), 10.0)))
+        parts.append(RoutingProfile((language,), (0,), table * 10, torch.full((1, 1), 10.0)))
     profiles = stack(parts)
     # of the two most frequent: en has 0 and 1, zh has 0 and 2, bn has 2 and 3
     steering = exclusive_experts(profiles, "bn", top=2, threshold=0.5, layers=[0])
@@ -230,3 +232,21 @@ def test_the_preset_gives_the_released_steering():
     settings = preset("qwen3-30b-a3b-english")
     steering = method(settings.method)(profiles, layers=settings.layers, **settings.parameters)
     assert steering.num_steered_experts == 420
+
+
+def test_profiles_and_corpora_are_recorded():
+    task = replace(TASK, about={"model": "m", "corpus": "problems"})
+    general = replace(GENERAL, about={"model": "m", "corpus": "text"})
+    found = task_experts(task, general, threshold=0.25, layers=[0]).provenance
+    assert found["corpora"] == ["problems", "text"]
+    assert found["profile_sha256"] == [task.fingerprint, general.fingerprint]
+    alone = task_experts(TASK, GENERAL, threshold=0.25, layers=[0]).provenance
+    assert "corpora" not in alone
+
+
+def test_profiles_of_two_models_are_refused_by_name():
+    task, general = (replace(p, about={"model": "m", "revision": "1"}) for p in (TASK, GENERAL))
+    task_experts(task, general, threshold=0.25, layers=[0])
+    for other in ({"model": "n"}, {"model": "m", "revision": "2"}):
+        with pytest.raises(SteeringError, match=r"m at 1 and of [mn] at .*; profile one model"):
+            task_experts(task, replace(general, about=other), threshold=0.25, layers=[0])
