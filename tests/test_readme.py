@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from steered_moe import RouterSteering
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 PYTHON = [(code, BLOCKS[i + 1][1]) for i, (kind, code) in enumerate(BLOCKS) if kind == "python"]
@@ -44,14 +46,25 @@ def test_python_blocks_print_what_the_readme_says(checkout: Path, code: str, out
     assert run([sys.executable, "-W", "ignore", "-c", code], checkout) == output
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("steered-moe")])
-def test_commands_run(checkout: Path, command: str):
-    assert run(shlex.split(command), checkout).strip()
+SCRIPTS = [block for kind, block in BLOCKS if kind == "bash" and "pip" not in block]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=range(len(SCRIPTS)))
+def test_commands_run_one_after_another(checkout: Path, script: str):
+    for command in script.splitlines():
+        shown = run(shlex.split(command), checkout)
+        assert shown.strip() or command.startswith("python"), command
+    if "select task_experts" in script:
+        page = (checkout / "build" / "analysis" / "index.html").read_text(encoding="utf-8")
+        assert '<img src="divergence.svg"' in page
+        steering = RouterSteering.load(checkout / "build" / "steering")
+        assert steering.provenance["method"] == "task_experts"
 
 
 def test_every_block_and_command_is_covered():
-    others = [c for c in COMMANDS if not c.startswith("steered-moe")]
+    others = [c for c in COMMANDS if not c.startswith(("steered-moe", "python examples"))]
     assert others == ["pip install -e ."]  # what `make demo` and `make test` do as well
+    assert len(SCRIPTS) == 2
     assert {kind for kind, _ in BLOCKS} == {"python", "text", "bash"}
     assert len(PYTHON) == 3
     assert set(MAKE) == {"make demo", "make test"}

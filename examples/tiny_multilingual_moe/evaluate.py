@@ -72,9 +72,11 @@ class Bench:
         english = Language(PIVOT)
         solutions = [p.prompt(english) + p.solution for p in self.problems("dev", TEXTS, 5)]
         tokenizer, model = self.tokenizer, self.model
+        task = profile_texts(model, tokenizer, {PIVOT: solutions}, batch_size=50)
+        texts = profile_texts(model, tokenizer, general, batch_size=50, keep_sequences=True)
         return Profiles(
-            profile_texts(model, tokenizer, {PIVOT: solutions}, batch_size=50),
-            profile_texts(model, tokenizer, general, batch_size=50, keep_sequences=True),
+            replace(task, about={"corpus": f"{len(solutions)} solved problems, dev part"}),
+            replace(texts, about={"corpus": f"{len(rows)} rows of general text, dev part"}),
         )
 
     def size(self, number: int) -> int:
