@@ -208,14 +208,15 @@ def frequency_difference(
 
 def _capped(difference: Tensor, outside: Tensor, count: int, per_layer: int | None) -> Tensor:
     """bool ``(layers, experts)``: the ``count`` most positive differences, at most ``per_layer``
-    in one layer, none in the layers ``outside``."""
+    in one layer, none in the layers ``outside``; of equal ones the first."""
     allowed = difference.masked_fill(outside.unsqueeze(-1), 0).clamp_min(0)
     if per_layer is not None:
-        best = allowed.topk(per_layer, dim=-1)
-        allowed = torch.zeros_like(allowed).scatter_(-1, best.indices, best.values)
-    chosen = torch.zeros(allowed.numel(), dtype=torch.bool)
-    values, indices = allowed.flatten().topk(min(max(count, 0), allowed.numel()))
-    chosen[indices[values > 0]] = True
+        last = allowed.argsort(dim=-1, descending=True, stable=True)[:, per_layer:]
+        allowed = allowed.scatter(-1, last, 0.0)
+    flat = allowed.flatten()
+    best = flat.argsort(descending=True, stable=True)[: max(count, 0)]
+    chosen = torch.zeros(flat.numel(), dtype=torch.bool)
+    chosen[best[flat[best] > 0]] = True
     return chosen.reshape(allowed.shape)
 
 

@@ -125,11 +125,12 @@ def language_shares(profile: RoutingProfile, top: int) -> Tensor:
     """Share of each language in an expert's frequency: float64 ``(languages, layers, experts)``.
 
     Frequencies outside a language's ``top`` most frequent experts of a layer count as 0
-    (2601.14050, released code: ``r = g / (sum g + 1e-10)``).
+    (2601.14050, released code: ``r = g / (sum g + 1e-10)``). Of experts that are equally frequent
+    the first ones are kept, so that the same profile gives the same shares everywhere.
     """
     frequency = profile.frequency
     kept = torch.zeros_like(frequency)
-    best = frequency.topk(top, dim=-1).indices
+    best = frequency.argsort(dim=-1, descending=True, stable=True)[..., :top]
     kept.scatter_(-1, best, frequency.gather(-1, best))
     return kept / (kept.sum(dim=0, keepdim=True) + 1e-10)
 
