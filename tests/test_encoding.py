@@ -8,7 +8,8 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from conftest import ROOT
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from observe import observe
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from steered_moe.collection import profile_generation, profile_texts
 from steered_moe.encoding import as_chats, encode_rows, input_device
@@ -120,3 +121,23 @@ def test_an_offloaded_model_has_the_same_profile(model, tokenizer, tiny: Path):
     found = profile_texts(offloaded, tokenizer, texts, keep_sequences=True)
     assert torch.equal(found.counts, expected.counts)
     assert torch.allclose(found.probabilities, expected.probabilities, atol=1e-6)
+
+
+def test_a_4_bit_model_is_profiled_as_it_routes(tokenizer, tiny: Path):
+    quantized = AutoModelForCausalLM.from_pretrained(
+        tiny / "base",
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32
+        ),
+        device_map="cpu",
+    ).eval()
+    assert any(type(module).__name__ == "Linear4bit" for module in quantized.modules())
+    text = "A router sends each token"
+    found = profile_texts(quantized, tokenizer, {"en": [text]})
+    seen = observe(quantized, **tokenizer(text, return_tensors="pt", return_token_type_ids=False))
+    counts = torch.stack([seen[layer].selected.double().sum(dim=0) for layer in found.layers])
+    assert torch.equal(found.counts[0], counts)
+    plain = AutoModelForCausalLM.from_pretrained(tiny / "base").eval()
+    assert not torch.equal(
+        profile_texts(plain, tokenizer, {"en": [text]}).weight_sums, found.weight_sums
+    )
