@@ -7,7 +7,7 @@ turns on the model of overhead.py; each figure is the median of paired ratios of
 with the quartiles. "noise" is the plain forward over itself.
 
 Memory: the peak of a process (of the GPU, where there is one) that profiles 1, 4 and 16 times as
-many texts on a small random model, each in a process of its own.
+many texts on a small random model, each in a process of its own; "plain" profiles nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from overhead import build, ratio
@@ -30,6 +31,7 @@ SMALL = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 64,
     "num_experts_per_tok": 4,
 }  # fmt: skip
+WAYS = ("plain", "profiled", "output_router_logits")
 TIMES = (1, 4, 16)
 TEXTS, LENGTH = 64, 128  # of the shortest corpus of the memory check
 
@@ -60,12 +62,12 @@ def speed(texts: int, length: int, pairs: int) -> dict[str, object]:
     model, _ = build("cuda" if torch.cuda.is_available() else "cpu")
     inputs = batch(model, texts, length)
     collector = RoutingCollector(model)
+    plain = partial(model, **inputs, use_cache=False)
     ways: dict[str, Callable[[], object]] = {
-        "noise": lambda: model(**inputs, use_cache=False),
+        "noise": partial(model, **inputs, use_cache=False),
         "profiled": lambda: profiled(model, collector, inputs),
         "output_router_logits": lambda: kept(model, [], inputs),
     }
-    plain = ways["noise"]
     return {name: ratio(plain, way, pairs) for name, way in ways.items()}
 
 
@@ -78,7 +80,9 @@ def peak(way: str, texts: int) -> int:
     collector, everything = RoutingCollector(model), list[torch.Tensor]()
     for _ in range(texts // 8):
         inputs = batch(model, 8, LENGTH)
-        if way == "profiled":
+        if way == "plain":
+            model(**inputs, use_cache=False)
+        elif way == "profiled":
             profiled(model, collector, inputs)
         else:
             kept(model, everything, inputs)
@@ -90,7 +94,7 @@ def peak(way: str, texts: int) -> int:
 def memory() -> dict[str, dict[str, int]]:
     """Peak memory in MB by way and by length of the corpus."""
     found: dict[str, dict[str, int]] = {}
-    for way in ("profiled", "output_router_logits"):
+    for way in WAYS:
         for times in TIMES:
             command = [sys.executable, __file__, "--peak", way, "--texts", str(TEXTS * times)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -104,7 +108,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--texts", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--peak", choices=("profiled", "output_router_logits"))
+    parser.add_argument("--peak", choices=WAYS)
     options = parser.parse_args()
     if options.peak:
         print(peak(options.peak, options.texts))

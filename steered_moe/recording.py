@@ -56,6 +56,10 @@ class _Watcher:
             self._show(self.logits, scope.selected, output)
         return output
 
+    def forget(self) -> None:
+        """Let go of the last logits, which would live until Python looks for cycles."""
+        self.logits = None
+
     def _show(self, logits: Tensor, picks: list[Tensor], output: Any) -> None:
         if self.edited_inside and is_steered(self.router):
             logits = current_edit(self.router).logits(logits)
@@ -93,6 +97,7 @@ def watch_routing(model: nn.Module, see: Callable[[Router, Routing], None]) -> I
     with ExitStack() as stack:
         for router in find_routers(model):
             watcher = _Watcher(router, see)
+            stack.callback(watcher.forget)
             for module, name in router.entries:
                 entry = Entry(module, name)
                 entry.replace(partial(watcher.call, entry.original, name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -251,3 +252,28 @@ def test_an_answer_ends_with_its_end(model: nn.Module, tokenizer):
     model.generation_config.eos_token_id = list(range(320))  # every token ends the text
     _, answer = profile_generation(model, tokenizer, {"en": ["A router"]}, max_new_tokens=5)
     assert answer.tokens[0, 0] == 1
+
+
+def test_no_tensor_of_a_batch_outlives_it(model: nn.Module, tokenizer):
+    """Memory must not wait for Python to look for cycles."""
+    inputs = tokenizer(TEXTS["en"], return_tensors="pt", padding=True, return_token_type_ids=False)
+    collector = RoutingCollector(model)
+
+    def tensors() -> int:
+        return sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+
+    def go(batches: int) -> int:
+        for _ in range(batches):
+            with collector.batch(inputs["attention_mask"]), torch.no_grad():
+                model(**inputs, use_cache=False)
+        return tensors()
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = go(1)
+        assert go(6) == before
+        collector.keep_sequences = True
+        assert go(6) == before + 5  # what is kept on purpose is seen; the last is there already
+    finally:
+        gc.enable()
