@@ -11,7 +11,8 @@ from steered_moe.analysis import analyze_profile
 from steered_moe.embedded import named_repo
 from steered_moe.errors import FormatError
 from steered_moe.layers import layer_range
-from steered_moe.profile import RoutingProfile, read_json
+from steered_moe.profile import RoutingProfile
+from steered_moe.profile_files import read_json
 from steered_moe.steering import RouterSteering
 from steered_moe.terminal import console, errors, table_of
 

@@ -10,18 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from steered_moe.errors import FormatError
 
-PROFILE_CONFIG = "profile.json"
-PROFILE_TENSORS = "profile.safetensors"
-_TENSORS = ("counts", "tokens")
+REQUIRED = ("counts", "tokens")
 _BY_EXPERT = ("weight_sums", "frequency_sums")
 _BY_LAYER = ("entropy_sums", "consistency_sums")
-_OPTIONAL = ("sequences", *_BY_EXPERT, *_BY_LAYER, "probabilities")
+OPTIONAL = ("sequences", *_BY_EXPERT, *_BY_LAYER, "probabilities")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,14 +60,14 @@ class RoutingProfile:
 
     def __post_init__(self) -> None:
         expected = (len(self.languages), len(self.layers))
-        shapes = [tuple(getattr(self, name).shape) for name in _TENSORS]
+        shapes = [tuple(getattr(self, name).shape) for name in REQUIRED]
         if len(shapes[0]) != 3 or shapes[0][:2] != expected or shapes[1] != expected:
             raise FormatError(
                 f"a profile of {expected[0]} languages and {expected[1]} layers cannot have "
-                f"shapes {dict(zip(_TENSORS, shapes, strict=True))}"
+                f"shapes {dict(zip(REQUIRED, shapes, strict=True))}"
             )
         self._check_optional(shapes[0])
-        for name in (*_TENSORS, *_OPTIONAL):
+        for name in (*REQUIRED, *OPTIONAL):
             if (tensor := getattr(self, name)) is None:
                 continue
             tensor = tensor.to(torch.float32 if name == "probabilities" else torch.float64)
@@ -181,7 +177,7 @@ class RoutingProfile:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that this profile has, by name."""
-        named = {name: getattr(self, name) for name in (*_TENSORS, *_OPTIONAL)}
+        named = {name: getattr(self, name) for name in (*REQUIRED, *OPTIONAL)}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     @property
@@ -225,17 +221,9 @@ class RoutingProfile:
 
     def save(self, folder: str | Path) -> None:
         """Write ``profile.json`` and ``profile.safetensors``."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "format_version": 1,
-            "languages": self.languages,
-            "layers": self.layers,
-            "about": dict(self.about),
-        }
-        (folder / PROFILE_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
-        save_file(tensors, folder / PROFILE_TENSORS, metadata={"format": "pt"})
+        from steered_moe.profile_files import write_profile
+
+        write_profile(self, Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> RoutingProfile:
@@ -244,21 +232,9 @@ class RoutingProfile:
         Raises:
             FormatError: A file is missing, damaged or of a newer format.
         """
-        config = read_json(Path(folder) / PROFILE_CONFIG)
-        if config.get("format_version") != 1:
-            raise FormatError(
-                f"{folder}: profile format {config.get('format_version')!r}, this version reads 1"
-            )
-        try:
-            with safe_open(Path(folder) / PROFILE_TENSORS, framework="pt") as file:
-                present = [name for name in _OPTIONAL if name in set(file.keys())]
-                tensors = {name: file.get_tensor(name) for name in (*_TENSORS, *present)}
-        except (SafetensorError, OSError) as error:
-            raise FormatError(f"{folder}: {PROFILE_TENSORS} cannot be read: {error}") from error
-        languages, layers = config.get("languages"), config.get("layers")
-        if not isinstance(languages, list) or not isinstance(layers, list):
-            raise FormatError(f"{folder}: {PROFILE_CONFIG} lacks its lists of languages and layers")
-        return cls(tuple(languages), tuple(layers), **tensors, about=config.get("about", {}))
+        from steered_moe.profile_files import read_profile
+
+        return read_profile(Path(folder))
 
     @classmethod
     def from_recorder(cls, folder: str | Path) -> RoutingProfile:
@@ -310,18 +286,3 @@ def _summed(languages: Sequence[str], *parts: tuple[RoutingProfile, Tensor]) -> 
     for profile, tensor in parts:
         total[[languages.index(language) for language in profile.languages]] += tensor
     return total
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        FormatError: The file is missing or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise FormatError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise FormatError(f"{path} is not a JSON object")
-    return content

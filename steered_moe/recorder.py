@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from steered_moe.errors import FormatError
-from steered_moe.profile import RoutingProfile, read_json
+from steered_moe.profile import RoutingProfile
+from steered_moe.profile_files import read_json
 
 
 def read_recordings(folder: str | Path) -> RoutingProfile:
