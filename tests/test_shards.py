@@ -39,10 +39,10 @@ def run(tiny: Path):
     model = AutoModelForCausalLM.from_pretrained(tiny / "base").eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny / "base")
 
-    def run(folder: Path, about=ABOUT, **options) -> RoutingProfile:
+    def run(folder: Path, about=ABOUT, texts=TEXTS, **options) -> RoutingProfile:
         settings = {"batch_size": 2, "rows_per_shard": 3, "keep_sequences": True}
         return profile_in_shards(
-            model, tokenizer, TEXTS, folder, about=about, **{**settings, **options}
+            model, tokenizer, texts, folder, about=about, **{**settings, **options}
         )
 
     return run
@@ -86,3 +86,10 @@ def test_parts_of_another_run_are_refused(run, tmp_path: Path):
         run(tmp_path, tick=interrupt_after(9))
     with pytest.raises(FormatError, match="another run"):
         run(tmp_path, about={"model": "other"})
+    for changed in ({"rows_per_shard": 2}, {"keep_sequences": False}):
+        with pytest.raises(FormatError, match="another run"):
+            run(tmp_path, **changed)
+    other = {language: rows[::-1] for language, rows in TEXTS.items()}
+    with pytest.raises(FormatError, match="texts_sha256"):
+        run(tmp_path, texts=other)
+    run(tmp_path, batch_size=5)  # it changes no number, so the run goes on
