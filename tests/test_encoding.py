@@ -77,6 +77,8 @@ def test_the_embedded_models_turns(model):
     assert as_chats(tokenizer, ["Tom has 2 apples."]) == ["<s>Tom has 2 apples.\n"]
     own = counted(embedded, tokenizer, ["Tom has 2 apples."], chat=True, template_tokens=False)
     assert own == ["Tom has 2 apples."]
+    inputs, _ = encode_rows(embedded, tokenizer, ["Tom has 2 apples."], chat=True)
+    assert inputs["input_ids"][0].tolist().count(tokenizer.bos_token_id) == 1
 
 
 def test_generation_is_profiled_from_the_chat(model, chat_tokenizer):

@@ -263,6 +263,28 @@ def test_what_select_refuses(work: Path, tmp_path: Path, method, sources, option
     assert not (tmp_path / "s").exists()
 
 
+def test_the_middle_is_proposed_or_has_to_be_named(work: Path, tmp_path: Path):
+    """Routing of two languages that is apart in the layers given, and the same elsewhere."""
+
+    def profile(apart: list[int], folder: Path) -> Path:
+        counts = torch.zeros(2, 6, 16)
+        counts[:, :, :4] = 10
+        counts[1, apart] = counts[0, apart].roll(8, dims=-1)
+        about = RoutingProfile.load(work / "p-general").about
+        RoutingProfile(
+            ("en", "sw"), tuple(range(6)), counts, torch.full((2, 6), 10.0), about=about
+        ).save(folder)
+        return folder
+
+    options = ("--set", "languages=en,sw", "--set", "top=4", "--out", tmp_path / "s")
+    result = run("select", "shared_experts", profile([0, 5], tmp_path / "u"), *options)
+    assert result.exit_code == 0, result.output
+    assert "in layers 1-4" in result.output
+    assert RouterSteering.load(tmp_path / "s").layers.tolist() == [1, 2, 3, 4]
+    said = failed("select", "shared_experts", profile([4, 5], tmp_path / "slope"), *options)
+    assert "not U-shaped, so choose the layers yourself: give --layers first-last" in said
+
+
 def test_a_profile_of_another_model_is_refused(work: Path, tmp_path: Path, tiny: Path):
     config = AutoConfig.from_pretrained(tiny / "base", num_experts=8)
     other = tmp_path / "other"
