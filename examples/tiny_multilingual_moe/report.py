@@ -65,6 +65,15 @@ def gains_table(folder: Path) -> str:
     return table(["language", *names], rows)
 
 
+def verdict(folder: Path) -> str:
+    """Which methods gain for certain."""
+    results = read(folder, "test")["results"]
+    sure = [line["label"] for line in results if line["gains"]["mean"]["low"] > 0]
+    if not sure:
+        return "**No method gains on this model**: no interval of the mean lies above zero."
+    return f"The mean gain is above zero for certain with: {'; '.join(sure)}."
+
+
 def controls_table(folder: Path) -> str:
     """Mean gain of the first method and of its controls, and what English loses."""
     first, others = read(folder, "test")["results"][0], read(folder, "controls")["results"]
@@ -118,7 +127,8 @@ def steering_section(folder: Path, others: list[Path]) -> str:
     return (
         "Gains in points over the base model on the test split, with 95 % intervals of a paired "
         "bootstrap over problems. Layers, threshold and strength of each method were chosen on "
-        f"the dev split.\n\n{gains_table(folder)}\n\nControls at the first method's number of "
+        f"the dev split. {verdict(folder)}\n\n{gains_table(folder)}\n\n"
+        "Controls at the first method's number of "
         f"experts and strength:\n\n{controls_table(folder)}\n\nSeeds, each with its own choice "
         f"on dev:\n\n{seeds_table([folder, *others])}"
     )
