@@ -190,6 +190,7 @@ def test_a_table_of_counts_is_imported(tmp_path: Path):
     [
         (TABLE, {"top_k": 4}, "not one whole number of tokens"),
         (TABLE + "en\t5\t1\t1\n", {}, "not one whole number of tokens"),
+        (TABLE + "en\t5\t1\t2\n", {}, "not one whole number of tokens"),
         (TABLE + "en\t5\t2\t1\n", {}, r"line 5: \('en', 5, 2\) is there twice"),
         (TABLE + "en\t5\tx\t1\n", {}, "line 5: invalid literal"),
         (TABLE + "en\t5\n", {}, "line 5 has not as many columns"),

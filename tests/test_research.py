@@ -85,6 +85,16 @@ def test_profile_takes_languages_limit_and_chat(tiny: Path, work: Path, tmp_path
     )
 
 
+def test_profile_leaves_the_template_out(work: Path, tmp_path: Path):
+    tokens = {}
+    for option in ("--template-tokens", "--no-template-tokens"):
+        arguments = ("--data", work / "task", "--out", tmp_path / option, "--chat", option)
+        assert run("profile", "embedded", *arguments).exit_code == 0
+        tokens[option] = int(RoutingProfile.load(tmp_path / option).tokens[0, 0])
+    # the embedded model's template adds a token before each of the three rows and one after it
+    assert tokens["--template-tokens"] == tokens["--no-template-tokens"] + 6
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_same_profile(tiny: Path, tmp_path: Path):
     rows = {language: texts * 120 for language, texts in TEXTS.items()}
     data = write(tmp_path / "texts", rows)
