@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from steered_moe.combining import combine
 from steered_moe.configuration import SteeredMoEConfig
 from steered_moe.errors import BaseModelError, FormatError
 from steered_moe.fit import ModelShape, check_fit, check_force
+from steered_moe.repo_config import is_path
 from steered_moe.routers import find_routers
 from steered_moe.steering import RouterSteering
 from steered_moe.storage import SteeringRepo
@@ -43,7 +45,7 @@ def load_base(
         revision: Revision of the base.
         repo: The steerings, and what the repo says of its base.
         model_args: For ``AutoModelForCausalLM.from_pretrained``.
-        kwargs: For the same.
+        kwargs: For the same; ``use_safetensors`` is on unless it is given.
 
     Raises:
         BaseModelError: Another model type, or wrong layers, experts or top-k.
@@ -61,6 +63,7 @@ def load_base(
             "load the base model that the steering names"
         )
     check_base(repo, config, kwargs["trust_remote_code"])
+    kwargs.setdefault("use_safetensors", True)  # a repo that names a base must not bring a pickle
     return AutoModelForCausalLM.from_pretrained(base, *model_args, revision=revision, **kwargs)
 
 
@@ -130,6 +133,11 @@ def locate_base(
     recorded = repo.base.get("base_model_name_or_path")
     if not recorded:
         raise BaseModelError(f"{folder} names no base model; pass base_model='...'")
+    if is_path(recorded) and hub.from_hub(folder):
+        raise BaseModelError(
+            f"the base model is {recorded}, a folder of whoever made this steering; nothing on "
+            "this machine is loaded for it. Pass base_model='...'"
+        )
     if recorded.startswith(("./", "../")):
         return str((folder / recorded).resolve()), None
     return recorded, repo.base.get("base_model_revision")
@@ -144,6 +152,24 @@ def portable(name: str | None, folder: Path) -> str | None:
         return name
     relative = os.path.relpath(Path(name).resolve(), folder.resolve())
     return relative if relative.startswith("..") else f"./{relative}"
+
+
+def warn_of_other_revision(repo: SteeringRepo, base: str, commit: str | None) -> None:
+    """Say so when the base that was loaded is not the one that the steering was made for."""
+    recorded = repo.base.get("base_model_revision")
+    if recorded is None or recorded == commit:
+        return
+    if commit is None:
+        logger.info("%s does not say which commit it is of; the steering wants %s", base, recorded)
+    elif re.fullmatch("[0-9a-f]{40}", recorded):
+        logger.warning(
+            "the steering was made for commit %s of %s, but %s is at commit %s; its effect may "
+            "differ",
+            recorded,
+            repo.base.get("base_model_name_or_path"),
+            base,
+            commit,
+        )
 
 
 def arguments_for_base(config: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:

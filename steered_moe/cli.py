@@ -14,11 +14,13 @@ from transformers import AutoTokenizer
 
 from steered_moe import hub
 from steered_moe.analyze_command import analyze
-from steered_moe.cards import SCALE_FORMULAS, heat_map
 from steered_moe.embedded import named_repo
 from steered_moe.encoding import encode
 from steered_moe.errors import SteeredMoEError
 from steered_moe.generation import Comparison, Counter, compare
+from steered_moe.heat_map import heat_map
+from steered_moe.hub_commands import list_command, pull, push
+from steered_moe.literature import EDITS, cited
 from steered_moe.modeling import SteeredMoEForCausalLM
 from steered_moe.profile_command import profile
 from steered_moe.select_command import select
@@ -34,6 +36,9 @@ app = typer.Typer(
 app.command()(profile)
 app.command()(analyze)
 app.command()(select)
+app.command()(push)
+app.command()(pull)
+app.command(name="list")(list_command)
 
 Repo = Annotated[
     str,
@@ -58,7 +63,7 @@ def inspect(repo: Repo) -> None:
     console.print(_base_table(content, repo))
     for steering, strength in zip(content.steerings, content.strengths, strict=True):
         rows = {
-            "edit": SCALE_FORMULAS[steering.scale],
+            "edit": f"{EDITS[steering.scale].does}, {cited(EDITS[steering.scale])}".rstrip(", "),
             "strength": strength,
             "experts steered": f"{steering.num_steered_experts} in {len(steering.layers)} layers",
             **steering.provenance,

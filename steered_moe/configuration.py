@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from steered_moe.storage import BASE_FIELDS, FORMAT_VERSION, MODEL_TYPE, check_config
+from steered_moe.repo_config import BASE_FIELDS, FORMAT_VERSION, MODEL_TYPE, check_config
 
 
 class SteeredMoEConfig(PreTrainedConfig):
@@ -29,6 +29,7 @@ class SteeredMoEConfig(PreTrainedConfig):
     num_experts: int | None = None
     num_experts_per_tok: int | None = None
     steerings: list[Any] | None = None
+    default_steering: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -44,8 +45,11 @@ class SteeredMoEConfig(PreTrainedConfig):
         return self._fields()
 
     def _fields(self) -> dict[str, Any]:
-        names = ("format_version", *BASE_FIELDS, "steerings")
-        fields = {name: getattr(self, name) for name in names}
+        fields = {
+            name: getattr(self, name) for name in ("format_version", *BASE_FIELDS, "steerings")
+        }
+        if self.default_steering is not None:
+            fields["default_steering"] = self.default_steering
         return {"model_type": MODEL_TYPE, "architectures": self.architectures, **fields}
 
 

@@ -34,21 +34,31 @@ class HubDataset:
     """Files with the rows of the split; without such a file the configs are read."""
     header: tuple[str, ...] = ()
     """The columns of these files, which do not name them."""
+    licence: str = ""
+    """As its card on the Hub gives it."""
 
 
 KNOWN: Mapping[str, HubDataset] = {
-    "flores_plus": HubDataset("openlanguagedata/flores_plus", split="devtest", columns=("text",)),
-    "belebele": HubDataset("facebook/belebele", columns=("flores_passage",), key="link"),
+    "flores_plus": HubDataset(
+        "openlanguagedata/flores_plus", split="devtest", columns=("text",), licence="CC BY-SA 4.0"
+    ),
+    "belebele": HubDataset(
+        "facebook/belebele", columns=("flores_passage",), key="link", licence="CC BY-SA 4.0"
+    ),
     "mgsm": HubDataset(
         "juletxara/mgsm",
         columns=("question",),
         files="mgsm_{language}.tsv",
         header=("question", "answer"),
+        licence="CC BY-SA 4.0",
     ),
-    "gsm8k": HubDataset("openai/gsm8k", "main", "train", ("question", "answer"), language="en"),
+    "gsm8k": HubDataset(
+        "openai/gsm8k", "main", "train", ("question", "answer"), language="en", licence="MIT"
+    ),
     "global_mmlu": HubDataset(
         "CohereLabs/Global-MMLU",
         columns=("question", "option_a", "option_b", "option_c", "option_d"),
+        licence="Apache-2.0",
     ),
 }
 

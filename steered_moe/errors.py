@@ -27,3 +27,7 @@ class InterventionError(SteeredMoEError, RuntimeError):
 
 class CorpusError(SteeredMoEError, ValueError):
     """Texts that cannot be read, or that are not parallel."""
+
+
+class HubError(SteeredMoEError, OSError):
+    """A transfer from or to the Hub that broke off, or a cache folder that cannot be used."""

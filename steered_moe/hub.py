@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import HTTPError as NetworkError  # type: ignore[attr-defined]
 
-from steered_moe.errors import FormatError
+from steered_moe.errors import FormatError, HubError
+from steered_moe.repo_config import CONFIG_FILE, LARGEST_CONFIG, TENSOR_FILE, is_repo_id
 from steered_moe.steering import RouterSteering
-from steered_moe.storage import CONFIG_FILE, TENSOR_FILE, pick, read_repo
+from steered_moe.storage import LARGEST_TENSORS, pick, read_repo
 
 KWARGS = ("token", "cache_dir", "local_files_only", "force_download")
 """Keyword arguments of ``from_pretrained`` that say how to talk to the Hub."""
 
+CARD_FILE = "README.md"
+_LARGEST = {CONFIG_FILE: LARGEST_CONFIG, TENSOR_FILE: LARGEST_TENSORS, CARD_FILE: LARGEST_CONFIG}
+
 
 def fetch(repo: str | Path, revision: str | None = None, **hub_kwargs: Any) -> Path:
-    """Local folder with the two small files of a steering repo.
+    """Local folder with the two small files of a steering repo, both of one commit.
 
     Args:
-        repo: A local folder, a Hub id, or ``id@revision``.
-        revision: Branch, tag or commit on the Hub.
+        repo: A local folder, a Hub id, ``id@revision``, or ``hf://id@revision``.
+        revision: Branch, tag, commit or ``refs/pr/1`` on the Hub.
         hub_kwargs: ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
 
     Raises:
-        FormatError: A revision for a local folder.
+        FormatError: A revision for a local folder, a name that is neither, or a file that is too
+            large or not what the Hub says it is.
+        HubError: A download that broke off, or a cache that cannot be written.
         huggingface_hub.errors.HfHubHTTPError: The Hub's own errors, with its own advice.
     """
     if Path(repo).is_dir():
@@ -33,19 +46,19 @@ def fetch(repo: str | Path, revision: str | None = None, **hub_kwargs: Any) -> P
             raise FormatError(f"{repo} is a local folder and has no revision {revision!r}")
         return Path(repo)
     name, suffix = split(str(repo))
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+    if not is_repo_id(name):
         raise FormatError(f"{repo} is no folder here, and no Hub id (user/name)")
-    revision = suffix or revision
-    for file in (CONFIG_FILE, TENSOR_FILE):
-        path = hf_hub_download(name, file, revision=revision, **hub_kwargs)
-    return Path(path).parent
+    if suffix and revision not in (None, suffix):
+        raise FormatError(f"{repo} names revision {suffix} and revision={revision!r} another one")
+    folder = _download(name, CONFIG_FILE, suffix or revision, **hub_kwargs).parent
+    return _download(name, TENSOR_FILE, _commit(folder), **hub_kwargs).parent
 
 
 def split(repo: str) -> tuple[str, str | None]:
-    """``id@revision`` as id and revision; a local folder is taken as it is."""
+    """``id@revision`` or ``hf://id@revision`` as id and revision; a folder is taken as it is."""
     if Path(repo).is_dir():
         return repo, None
-    name, _, revision = repo.partition("@")
+    name, _, revision = repo.removeprefix("hf://").partition("@")
     return name, revision or None
 
 
@@ -53,49 +66,110 @@ def load_steering(
     repo: str | Path, name: str | None = None, revision: str | None = None
 ) -> RouterSteering:
     """`RouterSteering.load`."""
-    return pick(read_repo(fetch(repo, revision)).steerings, name)
+    return pick(read_repo(fetch(repo, revision)), name)
+
+
+def pull(repo: str, folder: str | Path, revision: str | None = None, **hub_kwargs: Any) -> Path:
+    """Copy a steering repo (config, tensors and, if it has one, its card) into a folder.
+
+    Args:
+        repo: As `fetch` takes it.
+        folder: Where to; it must not exist or be empty.
+        revision: As `fetch` takes it.
+        hub_kwargs: As `fetch` takes them.
+
+    Raises:
+        FormatError: The folder holds something, or the repo is not a steering repo.
+        HubError: As `fetch`.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise FormatError(f"{folder} is not empty; pull into a folder of its own")
+    source = fetch(repo, revision, **hub_kwargs)
+    read_repo(source)
+    if from_hub(source):
+        with suppress(EntryNotFoundError):  # a steering works without a card
+            _download(split(repo)[0], CARD_FILE, _commit(source), **hub_kwargs)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (CONFIG_FILE, TENSOR_FILE, CARD_FILE):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    return folder
+
+
+def from_hub(folder: Path) -> bool:
+    """Whether a folder is a snapshot in the Hub's cache."""
+    return folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
 
 
 def commit_of(repo: str, revision: str | None, **hub_kwargs: Any) -> str | None:
-    """Commit hash of a Hub repo that is in the cache; None for a local folder."""
-    if Path(repo).is_dir():
-        return None
+    """Commit hash of a model: of a Hub repo in the cache, or of a folder that came from the Hub."""
+    folder = Path(repo)
+    if folder.is_dir():
+        folder = folder.resolve()
+        return _commit(folder) if from_hub(folder) else _downloaded_commit(folder)
     path = try_to_load_from_cache(
         repo, CONFIG_FILE, cache_dir=hub_kwargs.get("cache_dir"), revision=revision
     )
-    return Path(path).parent.name if isinstance(path, str) else None
+    return _commit(Path(path).parent) if isinstance(path, str) else None
 
 
-def push(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str = "Upload router steering",
-    token: str | bool | None = None,
-) -> str:
-    """Upload a steering repo in one commit, after reading it back; returns the commit's URL.
+def _commit(snapshot: Path) -> str:
+    return snapshot.name
+
+
+def _downloaded_commit(folder: Path) -> str | None:
+    """What ``hf download --local-dir`` notes beside the files: commit, etag, time."""
+    note = folder / ".cache" / "huggingface" / "download" / f"{CONFIG_FILE}.metadata"
+    lines = note.read_text(encoding="utf-8").splitlines() if note.is_file() else []
+    return lines[0] if lines and re.fullmatch(r"[0-9a-f]{40}", lines[0]) else None
+
+
+def _download(repo: str, file: str, revision: str | None, **hub_kwargs: Any) -> Path:
+    """A small file of a Hub repo; nothing is downloaded that says it is large."""
+    with hub_errors(f"{file} of {repo}", hub_kwargs.get("cache_dir")):
+        about = hf_hub_download(repo, file, revision=revision, dry_run=True, **hub_kwargs)
+        if (about.file_size or 0) > _LARGEST[file]:
+            raise FormatError(
+                f"{file} of {repo} has {about.file_size} bytes; more than {_LARGEST[file]} are "
+                "never downloaded for a steering"
+            )
+        path = Path(hf_hub_download(repo, file, revision=revision, **hub_kwargs))
+        _check_hash(path, repo)
+    return path
+
+
+def _check_hash(path: Path, repo: str) -> None:
+    """The cache names a file by the hash that the Hub gave; huggingface_hub does not compare."""
+    blob = path.resolve()
+    data = blob.read_bytes()
+    git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
+    found = {40: git.hexdigest(), 64: hashlib.sha256(data).hexdigest()}.get(len(blob.name))
+    if blob.parent.name != "blobs" or found in (None, blob.name):
+        return
+    path.unlink()
+    blob.unlink()
+    raise FormatError(
+        f"{path.name} of {repo} has hash {found}, the Hub says {blob.name}: it was damaged on the "
+        "way or in the cache and has been removed from it; load it again"
+    )
+
+
+@contextmanager
+def hub_errors(what: str, cache_dir: str | os.PathLike[str] | None = None) -> Iterator[None]:
+    """The Hub's refusals pass as they are; broken connections and caches get a clear message.
 
     Raises:
-        FormatError: The folder is not a steering repo, or its base model is a local folder;
-            nothing was sent.
-        huggingface_hub.errors.HfHubHTTPError: The Hub's own errors.
+        HubError: Names what, why, and the cache folder.
     """
-    base = read_repo(folder).base["base_model_name_or_path"]
-    if base is not None and (base.startswith(".") or Path(base).is_absolute()):
-        raise FormatError(
-            f"the base model is the local folder {base}, which nobody else has; give its Hub id: "
-            "push_to_hub(..., base_model='user/name')"
-        )
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    commit = api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        revision=revision,
-        create_pr=create_pr,
-        commit_message=commit_message,
-    )
-    return str(commit.commit_url)
+    try:
+        yield
+    except (HfHubHTTPError, FileNotFoundError):  # LocalEntryNotFoundError is of the latter
+        raise
+    except (OSError, NetworkError) as error:
+        cache = cache_dir or constants.HF_HUB_CACHE
+        raise HubError(
+            f"{what}: {error or type(error).__name__}. Nothing half-written is left; try again "
+            f"(endpoint {constants.ENDPOINT}, cache folder {cache}, which HF_HOME or cache_dir "
+            "moves)"
+        ) from error

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
+from huggingface_hub import CommitInfo
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from steered_moe import hub
@@ -19,15 +19,17 @@ from steered_moe.base_model import (
     load_base,
     locate_base,
     portable,
+    warn_of_other_revision,
 )
-from steered_moe.cards import has_edited_card, write_card
+from steered_moe.cards import write_card
 from steered_moe.configuration import SteeredMoEConfig
 from steered_moe.control import SteeringControl
 from steered_moe.errors import BaseModelError, SteeringError
 from steered_moe.intervention import attach_all
+from steered_moe.publishing import push
 from steered_moe.steering import RouterSteering
 from steered_moe.storage import SteeringRepo, read_repo
-from steered_moe.strength import Strength, by_name
+from steered_moe.strength import Strength
 
 
 class SteeredMoEForCausalLM(SteeringControl):
@@ -54,6 +56,7 @@ class SteeredMoEForCausalLM(SteeringControl):
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *model_args: Any,
+        steering: str | Sequence[str] | None = None,
         strength: Strength | Mapping[str, Strength] | None = None,
         revision: str | None = None,
         base_model: str | os.PathLike[str] | None = None,
@@ -66,8 +69,11 @@ class SteeredMoEForCausalLM(SteeringControl):
         downloaded or loaded.
 
         Args:
-            pretrained_model_name_or_path: Steering repo: local folder, Hub id or ``id@revision``.
+            pretrained_model_name_or_path: Steering repo: local folder, Hub id, ``id@revision`` or
+                ``hf://id@revision``.
             model_args: For ``AutoModelForCausalLM.from_pretrained`` of the base.
+            steering: Which steerings of the repo, by name. Left out, it is the repo's default
+                one, or all of them where it names no default.
             strength: Overrides the recorded strengths: one value for all steerings, or a mapping
                 by name. A value is a number or one number per row of the batch.
             revision: Revision of the steering repo. The base is loaded at its recorded revision.
@@ -85,18 +91,17 @@ class SteeredMoEForCausalLM(SteeringControl):
         kwargs = arguments_for_base(config, kwargs)
         hub_kwargs = {name: kwargs[name] for name in hub.KWARGS if name in kwargs}
         folder = hub.fetch(os.fspath(pretrained_model_name_or_path), revision, **hub_kwargs)
-        repo = read_repo(folder)
+        repo = read_repo(folder).only(steering)
         check_unchanged(config, repo)
         if strength is not None:
-            names = [steering.name for steering in repo.steerings]
-            strengths = dict(zip(names, repo.strengths, strict=True)) | by_name(strength, names)
-            repo = replace(repo, strengths=[strengths[name] for name in names])
+            repo = repo.at(strength)
         base, base_revision = locate_base(repo, folder, base_model)
         loaded = load_base(base, base_revision, repo, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         attach_all(model, repo.steerings, repo.strengths)
-        revision = base_revision or hub.commit_of(base, None, **hub_kwargs)
-        steered = _graft(model, base, revision, repo.extra)
+        commit = hub.commit_of(base, base_revision, **hub_kwargs)
+        warn_of_other_revision(repo, base, commit)
+        steered = _graft(model, base, commit or base_revision, repo.extra)
         with_info = (steered, *loaded[1:]) if isinstance(loaded, tuple) else steered
         return cast(SteeredMoEForCausalLM, with_info)  # a tuple if output_loading_info is asked
 
@@ -160,7 +165,7 @@ class SteeredMoEForCausalLM(SteeringControl):
         """Write a steering repo: config, tensors and card, kilobytes; never the base's weights.
 
         Args:
-            save_directory: Folder to write. A card that somebody has edited is kept.
+            save_directory: Folder to write. What somebody wrote into a card there is kept.
             push_to_hub: Also push it.
             tokenizer: Saved too when given, so that pipelines work on the folder alone.
             base_model: Hub id to record as the base, for one that was loaded from a folder.
@@ -178,32 +183,34 @@ class SteeredMoEForCausalLM(SteeringControl):
             )
         folder = Path(save_directory)
         repo = self._repo(folder, base_model)
-        edited = has_edited_card(folder)
         repo.write(folder)
-        if not edited:
-            write_card(repo, folder)
+        write_card(repo, folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         if push_to_hub:
-            hub.push(folder, kwargs.pop("repo_id", folder.name), **kwargs)
+            push(folder, kwargs.pop("repo_id", folder.name), **kwargs)
 
     def push_to_hub(
-        self, repo_id: str, *, tokenizer: Any = None, base_model: str | None = None, **kwargs: Any
-    ) -> str:
-        """Push the steering repo, in one commit; returns the commit's URL.
+        self, repo_id: str, *, tokenizer: Any = True, base_model: str | None = None, **kwargs: Any
+    ) -> CommitInfo:
+        """Push the steering repo, in one commit.
 
         Args:
             repo_id: Hub id.
-            tokenizer: Pushed too when given.
+            tokenizer: True for the base's tokenizer files, False for none, or a tokenizer.
             base_model: Hub id to record as the base, for one that was loaded from a folder.
-            kwargs: ``private``, ``revision``, ``create_pr``, ``commit_message``, ``token``.
+            kwargs: For `steered_moe.publishing.push`: ``private``, ``revision``, ``tag``,
+                ``create_pr``, ``commit_message``, ``token``, ``replace_card``.
 
         Raises:
-            FormatError: The base model is a local folder, which nobody else has.
+            FormatError: What cannot be pushed, such as a base model in a local folder; nothing
+                was sent.
+            HubError: A connection that broke off; the remote is as it was.
         """
+        own = None if isinstance(tokenizer, bool) else tokenizer
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, tokenizer=tokenizer, base_model=base_model)
-            return hub.push(folder, repo_id, **kwargs)
+            self.save_pretrained(folder, tokenizer=own, base_model=base_model)
+            return push(folder, repo_id, tokenizer=bool(tokenizer), **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle and deepcopy: the class is made at run time, so it is named by its base."""

@@ -12,10 +12,11 @@ import typer
 from rich.markup import escape
 
 from steered_moe.base_model import locate_base, repo_for
-from steered_moe.cards import heat_map, write_card
+from steered_moe.cards import write_card
 from steered_moe.divergence import divergence
 from steered_moe.embedded import named_model, named_repo
 from steered_moe.errors import BaseModelError, SteeringError
+from steered_moe.heat_map import heat_map
 from steered_moe.hub import fetch, split
 from steered_moe.layers import layer_range, middle_layers
 from steered_moe.profile import RoutingProfile

@@ -17,6 +17,8 @@ from steered_moe.validation import as_force, as_layers, as_provenance, as_weight
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from huggingface_hub import CommitInfo
+
 Scale = Literal["std", "abs", "none"]
 SCALES: tuple[str, ...] = get_args(Scale)
 
@@ -104,7 +106,7 @@ class RouterSteering:
         forced = 0 if self.force is None else int((self.force > 0).sum())
         banned = 0 if self.force is None else int((self.force < 0).sum())
         return (
-            f"RouterSteering({self.name!r}, scale={self.scale!r}, layers={_ranges(self.layers)}, "
+            f"RouterSteering({self.name!r}, scale={self.scale!r}, layers={ranges(self.layers)}, "
             f"experts={self.num_experts}, weighted={int((self.weights != 0).sum())}, "
             f"forced={forced}, banned={banned}, fingerprint={self.fingerprint[:12]})"
         )
@@ -144,7 +146,7 @@ class RouterSteering:
         keep = torch.isin(self.layers, torch.tensor(wanted, dtype=torch.int64))
         if not keep.any():
             raise SteeringError(
-                f"none of the layers {wanted} is steered; {self.name!r} has {_ranges(self.layers)}"
+                f"none of the layers {wanted} is steered; {self.name!r} has {ranges(self.layers)}"
             )
         force = None if self.force is None else self.force[keep]
         return replace(self, layers=self.layers[keep], weights=self.weights[keep], force=force)
@@ -163,6 +165,27 @@ class RouterSteering:
         from steered_moe.hub import load_steering
 
         return load_steering(folder_or_repo, name, revision)
+
+    def push_to_hub(
+        self, repo_id: str, *, base_model: str, strength: float = 1.0, **kwargs: Any
+    ) -> CommitInfo:
+        """Push a steering repo with this steering; of the base model only the config is read.
+
+        Args:
+            repo_id: Hub id.
+            base_model: Hub id of the base model, or ``id@revision``.
+            strength: To record.
+            kwargs: For `steered_moe.publishing.push`: ``private``, ``revision``, ``tag``,
+                ``create_pr``, ``commit_message``, ``token``, ``tokenizer`` ...
+
+        Raises:
+            BaseModelError: The steering does not fit the base model.
+            FormatError: What cannot be pushed; nothing was sent.
+            HubError: A connection that broke off; the remote is as it was.
+        """
+        from steered_moe.publishing import push_steering
+
+        return push_steering(self, repo_id, base_model, strength, **kwargs)
 
     def _weights_over(self, layers: Tensor) -> Tensor:
         rows = torch.zeros(len(layers), self.num_experts, dtype=torch.float32)
@@ -197,7 +220,7 @@ def _check_summands(left: RouterSteering, right: RouterSteering) -> None:
         )
 
 
-def _ranges(layers: Tensor) -> str:
+def ranges(layers: Tensor) -> str:
     """``[10, 11, 12, 20]`` as ``10-12, 20``."""
     parts: list[list[int]] = []
     for layer in layers.tolist():

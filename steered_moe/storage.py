@@ -6,10 +6,8 @@ Only safetensors and JSON are read, and everything is checked before a base mode
 from __future__ import annotations
 
 import json
-import logging
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +17,25 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steered_moe.errors import FormatError
-from steered_moe.steering import SCALES, RouterSteering
-from steered_moe.strength import Strength
+from steered_moe.repo_config import (
+    ARCHITECTURE,
+    BASE_FIELDS,
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    KNOWN_FIELDS,
+    MODEL_TYPE,
+    TENSOR_FILE,
+    read_config,
+    short_list,
+)
+from steered_moe.steering import RouterSteering
+from steered_moe.strength import Strength, by_name
 from steered_moe.validation import RESERVED
 
-CONFIG_FILE = "config.json"
-TENSOR_FILE = "steering.safetensors"
-CARD_FILE = "README.md"
-FORMAT_VERSION = 1
-MODEL_TYPE = "steered_moe"
-ARCHITECTURE = "SteeredMoEForCausalLM"
+LARGEST_TENSORS = 256 * 2**20
+"""Bytes; a hundred steerings of 61 layers x 256 experts have eight million."""
 
-BASE_FIELDS = {
-    "base_model_name_or_path": str,
-    "base_model_revision": str,
-    "base_model_type": str,
-    "num_hidden_layers": int,
-    "num_experts": int,
-    "num_experts_per_tok": int,
-}
-"""Fields of ``config.json`` that describe the base model; each may be null."""
-
-_FIXED_FIELDS = ("model_type", "architectures", "format_version", "steerings")
-_IGNORED_FIELDS = ("transformers_version", "dtype", "auto_map")  # transformers' own bookkeeping
-_PROVENANCE = ("method", "parameters", "languages", "corpora", "profile_sha256", "parts")
 _DTYPES = {"layers": torch.int64, "weights": torch.float32, "force": torch.int8}
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,12 +47,47 @@ class SteeringRepo:
         steerings: At least one, each under its own name.
         strengths: Strength of each steering; a number where it is written.
         extra: Fields of a newer minor format, kept as they are.
+        default: Name of the steering that is meant when none is named; None means all of them.
     """
 
     base: Mapping[str, Any]
     steerings: Sequence[RouterSteering]
     strengths: Sequence[Strength]
     extra: Mapping[str, Any] = field(default_factory=dict)
+    default: str | None = None
+
+    def only(self, names: str | Sequence[str] | None = None) -> SteeringRepo:
+        """Those of the steerings that are asked for; the default, or else all, if none is named.
+
+        Raises:
+            FormatError: No such name; names those there are.
+        """
+        if names is None and self.default is None:
+            return self
+        names = self.default if names is None else names
+        asked = [names] if isinstance(names, str) else list(names or ())
+        found = [steering.name for steering in self.steerings]
+        if missing := [name for name in asked if name not in found]:
+            raise FormatError(
+                f"no steering named {missing[0]!r}; choose one of: {', '.join(found)}"
+            )
+        rows = [found.index(name) for name in asked]
+        return replace(
+            self,
+            steerings=[self.steerings[row] for row in rows],
+            strengths=[self.strengths[row] for row in rows],
+            default=None,
+        )
+
+    def at(self, strength: Strength | Mapping[str, Strength]) -> SteeringRepo:
+        """The same steerings at another strength: one for all of them, or by name."""
+        names = [steering.name for steering in self.steerings]
+        strengths = dict(zip(names, self.strengths, strict=True)) | by_name(strength, names)
+        return replace(self, strengths=[strengths[name] for name in names])
+
+    def of_base(self, fields: Mapping[str, Any]) -> SteeringRepo:
+        """The same steerings with other facts about the base model."""
+        return replace(self, base={**self.base, **fields})
 
     def config(self) -> dict[str, Any]:
         """The content of ``config.json``."""
@@ -73,6 +98,7 @@ class SteeringRepo:
             "format_version": FORMAT_VERSION,
             **{name: self.base.get(name) for name in BASE_FIELDS},
             "steerings": entries,
+            **({} if self.default is None else {"default_steering": self.default}),
             **self.extra,
         }
 
@@ -90,6 +116,36 @@ class SteeringRepo:
                 if tensor is not None:
                     tensors[f"{steering.name}.{part}"] = tensor.contiguous()
         save_file(tensors, folder / TENSOR_FILE, metadata={"format": "pt"})
+
+
+def joined(repos: Sequence[SteeringRepo], default: str | None = None) -> SteeringRepo:
+    """Several steering repos of one base model as one.
+
+    Args:
+        repos: At least one.
+        default: The steering that is loaded when none is named. Of one repo it is what the repo
+            says unless it is given, of several the first steering.
+
+    Raises:
+        FormatError: Other bases, a name twice, or no steering of the default's name.
+    """
+    first = repos[0]
+    if other := next((repo for repo in repos if repo.base != first.base), None):
+        name = next(key for key in first.base if first.base[key] != other.base.get(key))
+        raise FormatError(
+            f"steerings of one repo need one base model: {name} is {first.base[name]!r} and "
+            f"{other.base.get(name)!r}"
+        )
+    steerings = [steering for repo in repos for steering in repo.steerings]
+    names = [steering.name for steering in steerings]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise FormatError(f"two steerings are called {twice[0]!r}; give them names of their own")
+    if default is not None and default not in names:
+        raise FormatError(f"no steering named {default!r}; choose one of: {', '.join(names)}")
+    strengths = [strength for repo in repos for strength in repo.strengths]
+    extra = {key: value for repo in reversed(repos) for key, value in repo.extra.items()}
+    meant = default or (names[0] if len(repos) > 1 else first.default)
+    return SteeringRepo(first.base, steerings, strengths, extra, meant)
 
 
 def _check_free(path: Path) -> None:
@@ -123,87 +179,13 @@ def read_repo(folder: str | Path) -> SteeringRepo:
                 f"steering {steering.name!r} has {steering.num_experts} experts but {CONFIG_FILE} "
                 f"says num_experts={config['num_experts']}; the two files do not belong together"
             )
-    known = {*BASE_FIELDS, *_FIXED_FIELDS, *_IGNORED_FIELDS}
     return SteeringRepo(
         base={name: config.get(name) for name in BASE_FIELDS},
         steerings=steerings,
         strengths=[float(entry.get("strength", 1.0)) for entry in entries],
-        extra={key: value for key, value in config.items() if key not in known},
+        extra={key: value for key, value in config.items() if key not in KNOWN_FIELDS},
+        default=config.get("default_steering"),
     )
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read and check a ``config.json``; unknown fields are kept, with a warning.
-
-    Raises:
-        FormatError: Not a readable config of a steering repo; names field and fix.
-    """
-    if not path.is_file():
-        raise FormatError(f"{path} is missing; a steering repo holds {CONFIG_FILE}, {TENSOR_FILE}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise FormatError(f"{path} is not JSON: {error}") from error
-    check_config(config, str(path))
-    return dict(config)
-
-
-def check_config(config: Any, where: str = CONFIG_FILE) -> None:
-    """Check the fields of a ``config.json``.
-
-    Raises:
-        FormatError: Names field, value and fix.
-    """
-    if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE:
-        found = config.get("model_type") if isinstance(config, dict) else type(config).__name__
-        raise FormatError(
-            f"{where}: model_type is {found!r}, not {MODEL_TYPE!r}; this is not a steering repo. "
-            "To steer a plain model use SteeredMoEForCausalLM.from_base(model, steering)"
-        )
-    version = config.get("format_version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise FormatError(f"{where}: format_version is {version!r}; it must be {FORMAT_VERSION}")
-    if version > FORMAT_VERSION:
-        raise FormatError(
-            f"{where}: format_version {version} needs a newer steered-moe (this one reads up to "
-            f"{FORMAT_VERSION}); pip install -U steered-moe"
-        )
-    for name, kind in BASE_FIELDS.items():
-        value = config.get(name)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise FormatError(f"{where}: {name} is {value!r}; it must be a {kind.__name__}")
-    _check_entries(config.get("steerings"), where)
-    _warn_unknown(config, {*BASE_FIELDS, *_FIXED_FIELDS, *_IGNORED_FIELDS}, where)
-
-
-def _check_entries(entries: Any, where: str) -> None:
-    if not isinstance(entries, list) or not entries:
-        raise FormatError(f"{where}: steerings is {entries!r}; it must list at least one steering")
-    names = []
-    for entry in entries:
-        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise FormatError(f"{where}: a steering has no name: {entry!r}")
-        if entry.get("scale") not in SCALES:
-            raise FormatError(
-                f"{where}: scale of {entry['name']!r} is {entry.get('scale')!r}; "
-                f"use one of {', '.join(SCALES)}"
-            )
-        strength = entry.get("strength", 1.0)
-        number = isinstance(strength, (int, float)) and not isinstance(strength, bool)
-        if not number or not math.isfinite(strength):
-            raise FormatError(
-                f"{where}: strength of {entry['name']!r} is {strength!r}; it must be finite"
-            )
-        names.append(entry["name"])
-        _warn_unknown(entry, {*RESERVED, *_PROVENANCE}, where)
-    if len(set(names)) < len(names):
-        raise FormatError(f"{where}: two steerings share a name in {names}")
-
-
-def _warn_unknown(fields: Mapping[str, Any], known: set[str], where: str) -> None:
-    unknown = sorted(set(fields) - known)
-    if unknown:
-        logger.warning("%s: unknown fields are kept but not used: %s", where, ", ".join(unknown))
 
 
 def _entry(steering: RouterSteering, strength: Strength) -> dict[str, Any]:
@@ -230,27 +212,37 @@ def _steering(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router
 
 
 def _read_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors that the config names; of a file that holds others, none is read."""
     if not path.is_file():
         raise FormatError(f"{path} is missing; a steering repo holds {CONFIG_FILE}, {TENSOR_FILE}")
+    if (size := path.stat().st_size) > LARGEST_TENSORS:
+        raise FormatError(f"{path} has {size} bytes; more than {LARGEST_TENSORS} are never read")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
+            keys = list(file.keys())
+            _check_keys(path, keys, names)
+            tensors = {key: file.get_tensor(key) for key in keys}
+    except FormatError:
+        raise
+    except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
         raise FormatError(
             f"{path} is not a readable safetensors file ({error}); it is truncated, damaged or of "
             "another kind. Download it again; pickles are never read"
         ) from error
-    required = {f"{name}.{part}" for name in names for part in ("layers", "weights")}
-    allowed = required | {f"{name}.force" for name in names}
-    if missing := sorted(required - set(tensors)):
-        raise FormatError(f"{path} lacks {', '.join(missing)}, which {CONFIG_FILE} promises")
-    if extra := sorted(set(tensors) - allowed):
-        raise FormatError(f"{path} holds {', '.join(extra)}, which {CONFIG_FILE} does not name")
     for key, tensor in tensors.items():
         wanted = _DTYPES[key.rpartition(".")[2]]
         if tensor.dtype != wanted:
             raise FormatError(f"{path}: {key} is {tensor.dtype}; it must be {wanted}")
     return tensors
+
+
+def _check_keys(path: Path, keys: Sequence[str], names: Sequence[str]) -> None:
+    required = {f"{name}.{part}" for name in names for part in ("layers", "weights")}
+    allowed = required | {f"{name}.force" for name in names}
+    if missing := sorted(required - set(keys)):
+        raise FormatError(f"{path} lacks {short_list(missing)}, which {CONFIG_FILE} promises")
+    if extra := sorted(set(keys) - allowed):
+        raise FormatError(f"{path} holds {short_list(extra)}, which {CONFIG_FILE} does not name")
 
 
 def save_steering(steering: RouterSteering, folder: str | Path) -> None:
@@ -259,16 +251,14 @@ def save_steering(steering: RouterSteering, folder: str | Path) -> None:
     SteeringRepo(base, [steering], [1.0]).write(folder)
 
 
-def pick(steerings: Sequence[RouterSteering], name: str | None) -> RouterSteering:
-    """The steering called ``name``, or the only one.
+def pick(repo: SteeringRepo, name: str | None) -> RouterSteering:
+    """The steering called ``name``, the default one, or the only one.
 
     Raises:
-        FormatError: No such name, or several steerings and no name.
+        FormatError: No such name, or several steerings, no default and no name.
     """
-    if name is None and len(steerings) == 1:
-        return steerings[0]
-    for steering in steerings:
-        if steering.name == name:
-            return steering
-    names = ", ".join(steering.name for steering in steerings)
-    raise FormatError(f"no steering named {name!r}; choose one of: {names}")
+    found = repo.only(name).steerings
+    if len(found) > 1:
+        names = ", ".join(steering.name for steering in found)
+        raise FormatError(f"there are several steerings; choose one of: {names}")
+    return found[0]

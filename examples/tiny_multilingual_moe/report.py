@@ -2,7 +2,8 @@
 
     python examples/tiny_multilingual_moe/report.py FOLDER [OTHER_SEED ...]
 
-``FOLDER/README.md`` gets the tables and ``FOLDER/divergence.png`` the figure. Each further folder
+``FOLDER/README.md`` gets the tables, ``FOLDER/divergence.png`` the figure, and the steering repo in
+``FOLDER/steered`` the results and a card of its own. Each further folder
 holds the same setting trained with another seed; its gains stand beside those of ``FOLDER``.
 """
 
@@ -17,7 +18,10 @@ import torch
 from grammar import Language
 
 from steered_moe import RouterSteering
+from steered_moe.cards import write_card
 from steered_moe.plots import plot_divergence
+from steered_moe.results import Interval, Result, write_results
+from steered_moe.storage import read_repo
 
 TEMPLATE = Path(__file__).parent / "card.md"
 
@@ -141,6 +145,30 @@ def figure(folder: Path) -> None:
     plot_divergence(curves, folder / "divergence.png", steered=(layers[0], layers[-1]))
 
 
+def results(folder: Path) -> list[Result]:
+    """What `evaluation.json` of the steering repo says: the first method, with its controls."""
+    test, controls = read(folder, "test"), read(folder, "controls")["results"]
+    steering, first = RouterSteering.load(folder / "steered"), test["results"][0]
+    others = [score for code, score in test["base"].items() if code != "en"]
+    base = {**test["base"], "mean": sum(others) / len(others)}
+    return [
+        Result(
+            steering=steering.name,
+            fingerprint=steering.fingerprint,
+            strength=first["strength"],
+            task="word problems of the embedded corpus, test split",
+            language="mean of all but en" if code == "mean" else code,
+            metric="accuracy",
+            items=test["problems"] * (len(others) if code == "mean" else 1),
+            base=round(score, 4),
+            steered=round(score + first["gains"][code]["mean"] / 100, 4),
+            gain=Interval(**first["gains"][code]),
+            controls={line["label"]: Interval(**line["gains"][code]) for line in controls},
+        )
+        for code, score in base.items()
+    ]
+
+
 def card(folder: Path, others: list[Path]) -> str:
     """The card's text."""
     log, quality = read(folder, "training_log"), read(folder, "quality")
@@ -166,6 +194,9 @@ def card(folder: Path, others: list[Path]) -> str:
 def main(folder: Path, others: list[Path]) -> None:
     figure(folder)
     (folder / "README.md").write_text(card(folder, others), encoding="utf-8")
+    if (folder / "test.json").exists():
+        write_results(results(folder), folder / "steered")
+        write_card(read_repo(folder / "steered"), folder / "steered")
 
 
 if __name__ == "__main__":
