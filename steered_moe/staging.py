@@ -18,7 +18,7 @@ from steered_moe.errors import FormatError, SteeredMoEError
 from steered_moe.hub import CARD_FILE
 from steered_moe.plots import plot_steering
 from steered_moe.repo_config import CONFIG_FILE, TENSOR_FILE, is_path
-from steered_moe.results import RESULTS_FILE, current, read_results
+from steered_moe.results import RESULTS_FILE, current, read_results, write_results
 from steered_moe.storage import SteeringRepo, joined, read_repo
 
 SCORES = ".eval_results"
@@ -105,6 +105,7 @@ def complete(repo: SteeringRepo, target: Path, repo_id: str) -> None:
         FormatError: A card or results that cannot be read.
     """
     repo.write(target)
+    _drop_old_results(repo, target)
     for steering in repo.steerings:
         try:
             (target / PICTURES).mkdir(exist_ok=True)
@@ -116,10 +117,20 @@ def complete(repo: SteeringRepo, target: Path, repo_id: str) -> None:
     _write_scores(repo, target)
 
 
+def _drop_old_results(repo: SteeringRepo, target: Path) -> None:
+    """Only what was measured with these steerings goes along."""
+    results = read_results(target)
+    fit = current(results, repo.steerings)
+    if results and not fit:
+        (target / RESULTS_FILE).unlink()
+    elif len(fit) < len(results):
+        write_results(fit, target)
+
+
 def _write_scores(repo: SteeringRepo, target: Path) -> None:
     """``.eval_results/<benchmark>.yaml``, for results on a dataset of the Hub."""
     by_dataset: dict[str, list[Any]] = {}
-    for result in current(read_results(target), repo.steerings):
+    for result in read_results(target):
         if result.dataset is not None:
             by_dataset.setdefault(result.dataset, []).append(result.entry())
     for dataset, entries in by_dataset.items():
