@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import HUB, ROOT
 
 from steered_moe import RouterSteering
 
@@ -28,6 +28,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(ROOT / "examples", folder / "examples")
     shutil.copytree(ROOT / "benchmarks", folder / "benchmarks")
+    base = folder / "examples" / "tiny_multilingual_moe" / "base"
+    HUB.commit("user/tiny-moe", {path.name: path.read_bytes() for path in base.iterdir()})
     return folder
 
 
@@ -41,15 +43,29 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
+SCRIPTS = [block for kind, block in BLOCKS if kind == "bash" and "pip" not in block]
+SHARE = next(script for script in SCRIPTS if "steered-moe push" in script)
+
+
+@pytest.fixture(scope="module")
+def shared(checkout: Path) -> None:
+    """What the README pushes is on the Hub."""
+    for command in SHARE.splitlines():
+        assert run(shlex.split(command), checkout).strip(), command
+        assert ("user/tiny-steered" in HUB.repos) == ("--dry-run" not in command)
+
+
 @pytest.mark.parametrize(("code", "output"), PYTHON, ids=range(len(PYTHON)))
-def test_python_blocks_print_what_the_readme_says(checkout: Path, code: str, output: str):
+def test_python_blocks_print_what_the_readme_says(checkout, shared, code: str, output: str):
     assert run([sys.executable, "-W", "ignore", "-c", code], checkout) == output
 
 
-SCRIPTS = [block for kind, block in BLOCKS if kind == "bash" and "pip" not in block]
+def test_what_is_pushed_is_listed_and_pulled(checkout: Path, shared: None):
+    assert (checkout / "build" / "pulled" / "steering.safetensors").is_file()
+    assert HUB.repos["user/tiny-steered"].named("refs/tags/")
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=range(len(SCRIPTS)))
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script != SHARE])
 def test_commands_run_one_after_another(checkout: Path, script: str):
     for command in script.splitlines():
         shown = run(shlex.split(command), checkout)
@@ -64,9 +80,9 @@ def test_commands_run_one_after_another(checkout: Path, script: str):
 def test_every_block_and_command_is_covered():
     others = [c for c in COMMANDS if not c.startswith(("steered-moe", "python examples"))]
     assert others == ["pip install -e ."]  # what `make demo` and `make test` do as well
-    assert len(SCRIPTS) == 2
+    assert len(SCRIPTS) == 3
     assert {kind for kind, _ in BLOCKS} == {"python", "text", "bash"}
-    assert len(PYTHON) == 3
+    assert len(PYTHON) == 4
     assert set(MAKE) == {"make demo", "make test"}
 
 
