@@ -94,7 +94,8 @@ def _template() -> Path:
 def code(value: Any) -> str:
     """A value from a file as a code span, in which nothing is markup."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    text = re.sub(r"\s+", " ", text).replace("`", "'").replace("|", r"\|").strip()
+    text = re.sub(r"\s+", " ", text).replace("`", "'").replace("<!--", "<!- -").strip()
+    text = re.sub(r"\\+(?=\|)", "/", text).replace("|", r"\|")  # a backslash would undo the escape
     return f"`{text}`" if text else ""
 
 
@@ -112,14 +113,14 @@ def _metadata(repo: SteeringRepo, repo_id: str, results: Sequence[Result]) -> Mo
         language=sorted(x for x in languages if re.fullmatch("[a-z]{2,3}", x)) or None,
         datasets=sorted({KNOWN[text].repo for text in corpora if text in KNOWN}) or None,
         tags=["steered-moe", "mixture-of-experts", "router-steering"],
-        model_name=_title(repo) if results else None,
+        model_name=_title(repo).replace("`", "") if results else None,
         eval_results=[result.model_index() for result in results] or None,
     )
 
 
 def _title(repo: SteeringRepo) -> str:
     base = repo.base.get("base_model_name_or_path")
-    model = re.sub(r"[^\w. -]", "", base.rpartition("/")[2]) if base else ""
+    model = code(base.rpartition("/")[2]) if base else ""
     return ", ".join(s.name for s in repo.steerings) + (f" for {model}" if model else "")
 
 

@@ -6,7 +6,16 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from steered_moe.repo_config import BASE_FIELDS, FORMAT_VERSION, MODEL_TYPE, check_config
+from steered_moe.repo_config import (
+    BASE_FIELDS,
+    FORMAT_VERSION,
+    KNOWN_FIELDS,
+    MODEL_TYPE,
+    check_config,
+)
+
+_TAKEN = KNOWN_FIELDS - {"dtype", "auto_map"} | {"_commit_hash", "_name_or_path", "name_or_path"}
+"""What transformers may set as attributes: the file's other fields could be any attribute."""
 
 
 class SteeredMoEConfig(PreTrainedConfig):
@@ -35,6 +44,12 @@ class SteeredMoEConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.steerings is not None:  # transformers also makes an empty one, to find defaults
             check_config(self._fields())
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers calls it; of the file only the fields of a steering repo are taken."""
+        own = {key: value for key, value in config_dict.items() if key in _TAKEN}
+        return super().from_dict(own, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``config.json``, without transformers' own bookkeeping."""

@@ -166,10 +166,16 @@ def hub_errors(what: str, cache_dir: str | os.PathLike[str] | None = None) -> It
         yield
     except (HfHubHTTPError, FileNotFoundError):  # LocalEntryNotFoundError is of the latter
         raise
-    except (OSError, NetworkError) as error:
+    except (OSError, NetworkError, RuntimeError, UnicodeDecodeError) as error:
+        # An upload that fails is a RuntimeError of huggingface_hub; its cause says why.
         cache = cache_dir or constants.HF_HUB_CACHE
         raise HubError(
-            f"{what}: {error or type(error).__name__}. Nothing half-written is left; try again "
-            f"(endpoint {constants.ENDPOINT}, cache folder {cache}, which HF_HOME or cache_dir "
-            "moves)"
+            f"{what}: {_reason(error)}. Nothing half-written is left; try again (endpoint "
+            f"{constants.ENDPOINT}, cache folder {cache}, which HF_HOME or cache_dir moves)"
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, and what was behind it."""
+    told = str(error) or type(error).__name__
+    return told if error.__cause__ is None else f"{told} ({_reason(error.__cause__)})"

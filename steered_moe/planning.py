@@ -185,7 +185,8 @@ class _Remote:
 
     def _check_kind(self, api: HfApi) -> None:
         path = api.hf_hub_download(self.repo_id, CONFIG_FILE, revision=self.head)
-        kind = read_json(Path(path), LARGEST_CONFIG).get("model_type")
+        config = read_json(Path(path), LARGEST_CONFIG)
+        kind = config.get("model_type") if isinstance(config, dict) else None
         if kind != MODEL_TYPE:
             raise FormatError(
                 f"{self.repo_id} holds something else (model_type {kind!r}), which would be "

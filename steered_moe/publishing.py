@@ -75,8 +75,7 @@ def send(
         huggingface_hub.errors.HfHubHTTPError: See `push`.
     """
     api = HfApi(token=token)
-    with _undone(plan, api), hub_errors(f"pushing to {plan.repo_id}"):
-        parent = plan.parent or api.model_info(plan.repo_id, revision=plan.revision).sha
+    with _undone(plan, api) as parent, hub_errors(f"pushing to {plan.repo_id}"):
         commit = api.create_commit(
             plan.repo_id,
             _operations(plan),
@@ -97,27 +96,35 @@ def _operations(plan: Plan) -> list[CommitOperationAdd | CommitOperationDelete]:
 
 
 @contextmanager
-def _undone(plan: Plan, api: HfApi) -> Iterator[None]:
-    """Create the repo or branch that is missing, and take it back if the commit fails."""
+def _undone(plan: Plan, api: HfApi) -> Iterator[str | None]:
+    """Create the repo or branch that is missing, and take it back if the commit fails.
+
+    Yields the commit that the new one follows.
+    """
     undo: Callable[[], None] | None = None
+    parent = plan.parent
     with hub_errors(f"creating {plan.repo_id}"):
         if not plan.exists:
             api.create_repo(plan.repo_id, private=plan.private)
             undo = partial(api.delete_repo, plan.repo_id)
-        if plan.parent is None and plan.revision:
+        if parent is None and plan.revision:
             api.create_branch(plan.repo_id, branch=plan.revision)
             undo = undo or partial(api.delete_branch, plan.repo_id, branch=plan.revision)
+        if parent is None:
+            parent = api.model_info(plan.repo_id, revision=plan.revision).sha
     try:
-        yield
+        yield parent
     except OSError:  # every error of the Hub and of the network is one
         if undo is not None:
-            _undo(undo, plan)
+            _undo(undo, plan, api, parent)
         raise
 
 
-def _undo(undo: Callable[[], None], plan: Plan) -> None:
+def _undo(undo: Callable[[], None], plan: Plan, api: HfApi, parent: str | None) -> None:
+    """Take back what was created, unless somebody has put something there."""
     try:
         with hub_errors(f"taking back {plan.repo_id}"):
-            undo()
+            if api.model_info(plan.repo_id, revision=plan.revision).sha == parent:
+                undo()
     except OSError as error:
         logger.warning("%s was created and is empty: %s. Push again", plan.repo_id, error)

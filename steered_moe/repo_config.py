@@ -19,8 +19,17 @@ TENSOR_FILE = "steering.safetensors"
 FORMAT_VERSION = 1
 MODEL_TYPE = "steered_moe"
 ARCHITECTURE = "SteeredMoEForCausalLM"
-LARGEST_CONFIG = 4 * 2**20
+LARGEST_CONFIG = 2 * 2**20
 """Bytes; the config of a hundred steerings has a few hundred thousand."""
+
+DEEPEST = 100
+"""Levels of lists and mappings in a JSON file; far fewer than Python can go down."""
+
+LONGEST = 1000
+"""Characters in the name or type of a base model."""
+
+LARGEST_COUNT = 10_000
+"""Layers, experts, or experts per token of a base model."""
 
 BASE_FIELDS = {
     "base_model_name_or_path": str,
@@ -70,20 +79,22 @@ def read_json(path: Path, largest: int) -> Any:
         raise FormatError(f"{path} is not JSON that can be read: {error}") from error
     for text in texts:
         if found := _CONTROL.search(text):
-            raise FormatError(f"{path}: {_short(text)} holds {found[0]!r}; remove that character")
+            raise FormatError(f"{path}: {short(text)} holds {found[0]!r}; remove that character")
     return content
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: Any, levels: int = DEEPEST) -> Iterator[str]:
     if isinstance(value, str):
         yield value
+    elif isinstance(value, (dict, list)) and levels == 0:
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
     elif isinstance(value, dict):
         yield from value
         for item in value.values():
-            yield from _texts(item)
+            yield from _texts(item, levels - 1)
     elif isinstance(value, list):
         for item in value:
-            yield from _texts(item)
+            yield from _texts(item, levels - 1)
 
 
 def check_config(config: Any, where: str = CONFIG_FILE) -> None:
@@ -95,32 +106,50 @@ def check_config(config: Any, where: str = CONFIG_FILE) -> None:
     if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE:
         found = config.get("model_type") if isinstance(config, dict) else type(config).__name__
         raise FormatError(
-            f"{where}: model_type is {_short(found)}, not {MODEL_TYPE!r}; this is not a steering "
+            f"{where}: model_type is {short(found)}, not {MODEL_TYPE!r}; this is not a steering "
             "repo. To steer a plain model use SteeredMoEForCausalLM.from_base(model, steering)"
         )
     _check_version(config.get("format_version"), where)
     for name, kind in BASE_FIELDS.items():
         value = config.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise FormatError(f"{where}: {name} is {_short(value)}; it must be a {kind.__name__}")
+            raise FormatError(f"{where}: {name} is {short(value)}; it must be a {kind.__name__}")
+        if isinstance(value, str) and len(value) > LONGEST:
+            raise FormatError(f"{where}: {name} has {len(value)} characters; {LONGEST} are allowed")
+        if isinstance(value, int) and not 1 <= value <= LARGEST_COUNT:
+            raise FormatError(f"{where}: {name} is {short(value)}; it must be 1 to {LARGEST_COUNT}")
     _check_base_name(config, where)
     names = _check_entries(config.get("steerings"), where)
     default = config.get("default_steering")
     if default is not None and default not in names:
         raise FormatError(
-            f"{where}: default_steering is {_short(default)}; it must be one of {_short(names)}"
+            f"{where}: default_steering is {short(default)}; it must be one of {short(names)}"
         )
+    _check_finite({k: v for k, v in config.items() if k not in KNOWN_FIELDS}, where)
     _warn_unknown(config, KNOWN_FIELDS, where)
+    _warn_unknown(_fields_of(config["steerings"]), {*RESERVED, *_PROVENANCE}, where)
+
+
+def _fields_of(entries: Sequence[Mapping[str, Any]]) -> dict[str, None]:
+    return {key: None for entry in entries for key in entry}
+
+
+def _check_finite(fields: Mapping[str, Any], where: str) -> None:
+    """What is kept must be JSON that can be written again; 1e999 is read as infinity."""
+    try:
+        json.dumps(fields, allow_nan=False)
+    except ValueError as error:
+        raise FormatError(f"{where}: an unknown field is not JSON: {error}") from error
 
 
 def _check_version(version: Any, where: str) -> None:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise FormatError(
-            f"{where}: format_version is {_short(version)}; it must be {FORMAT_VERSION}"
+            f"{where}: format_version is {short(version)}; it must be {FORMAT_VERSION}"
         )
     if version > FORMAT_VERSION:
         raise FormatError(
-            f"{where}: format_version {_short(version)} needs a newer steered-moe (this one reads "
+            f"{where}: format_version {short(version)} needs a newer steered-moe (this one reads "
             f"up to {FORMAT_VERSION}); pip install -U steered-moe"
         )
 
@@ -128,11 +157,13 @@ def _check_version(version: Any, where: str) -> None:
 def _check_base_name(config: Mapping[str, Any], where: str) -> None:
     """A base is a Hub id or a path; a revision is what can name one, not a way out of a cache."""
     name, revision = config.get("base_model_name_or_path"), config.get("base_model_revision")
-    if revision is not None and (not re.fullmatch(r"[\w./-]{1,255}", revision) or ".." in revision):
-        raise FormatError(f"{where}: base_model_revision {_short(revision)} is no revision")
+    if revision is not None and (
+        not re.fullmatch(r"\w[\w./-]{0,254}", revision) or ".." in revision
+    ):
+        raise FormatError(f"{where}: base_model_revision {short(revision)} is no revision")
     if name is not None and not is_path(name) and not is_repo_id(name):
         raise FormatError(
-            f"{where}: base_model_name_or_path {_short(name)} is neither a Hub id nor a path that "
+            f"{where}: base_model_name_or_path {short(name)} is neither a Hub id nor a path that "
             "begins with ./ ../ or /"
         )
 
@@ -152,16 +183,16 @@ def _check_entries(entries: Any, where: str) -> list[str]:
     """The names of the steerings."""
     if not isinstance(entries, list) or not entries:
         raise FormatError(
-            f"{where}: steerings is {_short(entries)}; it must list at least one steering"
+            f"{where}: steerings is {short(entries)}; it must list at least one steering"
         )
     names = []
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise FormatError(f"{where}: a steering has no name: {_short(entry)}")
+            raise FormatError(f"{where}: a steering has no name: {short(entry)}")
         _check_entry(entry, where)
         names.append(entry["name"])
     if len(set(names)) < len(names):
-        raise FormatError(f"{where}: two steerings share a name in {_short(names)}")
+        raise FormatError(f"{where}: two steerings share a name in {short(names)}")
     return names
 
 
@@ -169,18 +200,17 @@ def _check_entry(entry: Mapping[str, Any], where: str) -> None:
     name, scale, strength = entry["name"], entry.get("scale"), entry.get("strength", 1.0)
     if not isinstance(scale, str) or scale not in SCALES:
         raise FormatError(
-            f"{where}: scale of {_short(name)} is {_short(scale)}; use one of {', '.join(SCALES)}"
+            f"{where}: scale of {short(name)} is {short(scale)}; use one of {', '.join(SCALES)}"
         )
     if not is_finite(strength):
         raise FormatError(
-            f"{where}: strength of {_short(name)} is {_short(strength)}; it must be finite"
+            f"{where}: strength of {short(name)} is {short(strength)}; it must be finite"
         )
     try:
         check_name(name)
         as_provenance({key: value for key, value in entry.items() if key not in RESERVED})
-    except SteeringError as error:
-        raise FormatError(f"{where}: {error}") from error
-    _warn_unknown(entry, {*RESERVED, *_PROVENANCE}, where)
+    except (SteeringError, RecursionError) as error:
+        raise FormatError(f"{where}: {_cut(str(error))}") from error
 
 
 def is_finite(value: Any) -> bool:
@@ -200,12 +230,17 @@ def _warn_unknown(fields: Mapping[str, Any], known: frozenset[str] | set[str], w
 
 
 def short_list(names: Sequence[str]) -> str:
-    """The first of many names as an error shows them."""
+    """The first of many names as an error shows them, in one line."""
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return _cut(", ".join(names[:10])) + more
+    return printable(", ".join(names[:10])) + more
 
 
-def _short(value: Any) -> str:
+def printable(text: str) -> str:
+    """The start of a text from a file, in which nothing moves the cursor or reverses the order."""
+    return _cut("".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:201]))
+
+
+def short(value: Any) -> str:
     """A value as an error shows it: of a hostile file it may have megabytes."""
     try:
         return _cut(repr(value))

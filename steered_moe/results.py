@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import EvalResult, EvalResultEntry
 
 from steered_moe.errors import FormatError
-from steered_moe.repo_config import is_finite, read_json
+from steered_moe.repo_config import is_finite, read_json, short
 from steered_moe.steering import RouterSteering
 
 RESULTS_FILE = "evaluation.json"
@@ -160,7 +160,7 @@ def _result(row: Any, where: str) -> Result:
     for name, value in row.items():
         number = isinstance(value, (int, float)) and not is_finite(value)
         if not isinstance(value, _KINDS[name]) or isinstance(value, bool) or number:
-            raise FormatError(f"{where}: {name} is {value!r}")
+            raise FormatError(f"{where}: {name} is {short(value)}")
     gain = _interval(row["gain"], where)
     controls = {name: _interval(one, where) for name, one in row.get("controls", {}).items()}
     return Result(**{**row, "gain": gain, "controls": controls})
@@ -173,5 +173,5 @@ def _interval(value: Any, where: str) -> Interval:
         or set(value) != names
         or not all(map(is_finite, value.values()))
     ):
-        raise FormatError(f"{where}: an interval needs {', '.join(sorted(names))}: {value!r}")
+        raise FormatError(f"{where}: an interval needs {', '.join(sorted(names))}: {short(value)}")
     return Interval(**value)

@@ -23,17 +23,23 @@ from steered_moe.repo_config import (
     CONFIG_FILE,
     FORMAT_VERSION,
     KNOWN_FIELDS,
+    LARGEST_COUNT,
     MODEL_TYPE,
     TENSOR_FILE,
+    printable,
     read_config,
+    short,
     short_list,
 )
 from steered_moe.steering import RouterSteering
 from steered_moe.strength import Strength, by_name
 from steered_moe.validation import RESERVED
 
-LARGEST_TENSORS = 256 * 2**20
+LARGEST_TENSORS = 32 * 2**20
 """Bytes; a hundred steerings of 61 layers x 256 experts have eight million."""
+
+LARGEST_HEADER = 2 * 2**20
+"""Bytes of names, types and shapes; those of a hundred steerings have forty thousand."""
 
 _DTYPES = {"layers": torch.int64, "weights": torch.float32, "force": torch.int8}
 
@@ -69,7 +75,7 @@ class SteeringRepo:
         found = [steering.name for steering in self.steerings]
         if missing := [name for name in asked if name not in found]:
             raise FormatError(
-                f"no steering named {missing[0]!r}; choose one of: {', '.join(found)}"
+                f"no steering named {short(missing[0])}; choose one of: {short_list(found)}"
             )
         rows = [found.index(name) for name in asked]
         return replace(
@@ -154,11 +160,12 @@ def _check_free(path: Path) -> None:
         return
     try:
         found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError):
+    except (ValueError, RecursionError, AttributeError):
         found = "unreadable"
     if found != MODEL_TYPE:
         raise FormatError(
-            f"{path} belongs to something else (model_type {found!r}); save to a folder of its own"
+            f"{path} belongs to something else (model_type {short(found)}); save to a folder of "
+            "its own"
         )
 
 
@@ -174,10 +181,15 @@ def read_repo(folder: str | Path) -> SteeringRepo:
     tensors = _read_tensors(Path(folder) / TENSOR_FILE, [entry["name"] for entry in entries])
     steerings = [_steering(entry, tensors) for entry in entries]
     for steering in steerings:
+        if (layer := int(steering.layers[-1])) >= LARGEST_COUNT:
+            raise FormatError(
+                f"steering {short(steering.name)} has layer {layer}; no model has so many layers"
+            )
         if config.get("num_experts") not in (None, steering.num_experts):
             raise FormatError(
-                f"steering {steering.name!r} has {steering.num_experts} experts but {CONFIG_FILE} "
-                f"says num_experts={config['num_experts']}; the two files do not belong together"
+                f"steering {short(steering.name)} has {steering.num_experts} experts but "
+                f"{CONFIG_FILE} says num_experts={config['num_experts']}; the two files do not "
+                "belong together"
             )
     return SteeringRepo(
         base={name: config.get(name) for name in BASE_FIELDS},
@@ -217,6 +229,7 @@ def _read_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
         raise FormatError(f"{path} is missing; a steering repo holds {CONFIG_FILE}, {TENSOR_FILE}")
     if (size := path.stat().st_size) > LARGEST_TENSORS:
         raise FormatError(f"{path} has {size} bytes; more than {LARGEST_TENSORS} are never read")
+    _check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             keys = list(file.keys())
@@ -226,14 +239,25 @@ def _read_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
         raise
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
         raise FormatError(
-            f"{path} is not a readable safetensors file ({error}); it is truncated, damaged or of "
-            "another kind. Download it again; pickles are never read"
+            f"{path} is not a readable safetensors file ({printable(str(error))}); it is "
+            "truncated, damaged or of another kind. Download it again; pickles are never read"
         ) from error
     for key, tensor in tensors.items():
         wanted = _DTYPES[key.rpartition(".")[2]]
         if tensor.dtype != wanted:
-            raise FormatError(f"{path}: {key} is {tensor.dtype}; it must be {wanted}")
+            raise FormatError(f"{path}: {printable(key)} is {tensor.dtype}; it must be {wanted}")
     return tensors
+
+
+def _check_header(path: Path) -> None:
+    """A header of many megabytes would be taken apart before a single name in it is looked at."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > LARGEST_HEADER:
+        raise FormatError(
+            f"{path} is not a readable safetensors file (a header of {size} bytes); it is damaged "
+            "or of another kind. Download it again; pickles are never read"
+        )
 
 
 def _check_keys(path: Path, keys: Sequence[str], names: Sequence[str]) -> None:
@@ -259,6 +283,6 @@ def pick(repo: SteeringRepo, name: str | None) -> RouterSteering:
     """
     found = repo.only(name).steerings
     if len(found) > 1:
-        names = ", ".join(steering.name for steering in found)
+        names = short_list([steering.name for steering in found])
         raise FormatError(f"there are several steerings; choose one of: {names}")
     return found[0]

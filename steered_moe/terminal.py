@@ -41,5 +41,5 @@ def table_of(title: str, rows: dict[str, Any]) -> Table:
     """A table of two columns: names and values."""
     table = Table(title=title, title_justify="left", show_header=False)
     for key, value in rows.items():
-        table.add_row(key, escape(str(value)))
+        table.add_row(escape(key), escape(str(value)))
     return table

@@ -18,14 +18,15 @@ RESERVED = frozenset({"name", "scale", "strength", "layers"})
 LISTS = frozenset({"languages", "corpora"})
 """Fields of provenance that are lists of texts."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,99}")
 
 
 def check_name(name: str) -> None:
     """Refuse a name that cannot be a key of tensors on disk."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise SteeringError(
-            f"name is {name!r}; use letters, digits, '_', '-' and '+' (no dot, no space)"
+            f"name is {str(name)[:200]!r}; use at most 100 letters, digits, '_', '-' and '+' "
+            "(no dot, no space)"
         )
 
 
@@ -90,7 +91,7 @@ def as_provenance(value: Mapping[str, Any] | None) -> dict[str, Any]:
     """A copy of JSON values under names that the file format leaves free."""
     try:
         copy = json.loads(json.dumps(dict(value or {}), allow_nan=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise SteeringError(f"provenance is not JSON: {error}") from error
     if not isinstance(copy, dict):
         raise SteeringError("provenance must be a mapping of names to JSON values")

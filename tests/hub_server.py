@@ -1,242 +1,237 @@
 """A small Hub-compatible HTTP server for tests: model and dataset repositories, kept in memory.
 
 It speaks enough of the Hub's HTTP API for the real ``huggingface_hub`` client to create, fill,
-tag, branch, list (models only) and download repositories, and for the real ``datasets`` library
-to load them. The id of a dataset repository starts with "datasets/" here, as its address on the
-Hub does: ``server.commit("datasets/user/name", files)``. Every commit is an immutable snapshot.
-Files are uploaded as regular files only (no LFS, no Xet: set ``HF_HUB_DISABLE_XET=1``). Reading
-needs no token unless the repository is private; writing takes any token.
+tag, branch, list (models only) and download repositories, to open and merge pull requests, to
+make collections, and for the real ``datasets`` library to load a dataset. The id of a dataset
+repository starts with "datasets/" here, as its address on the Hub does:
+``server.commit("datasets/user/name", files)``. Every commit is an immutable snapshot.
+
+Files are regular ones or LFS ones (basic transfer; no Xet: set ``HF_HUB_DISABLE_XET=1``), as the
+.gitattributes of their repository say. An LFS file is downloaded as from the Hub: its address
+redirects to another host (the same server under the name "localhost"), which wants no token.
+
+The token "hf_other" is the account "other", every other token is "user". Reading needs no token
+unless the repository is private; writing takes the token of its owner, and a pull request any
+token. Namespaces of neither account are an organization's, of which both are members.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import re
+import secrets
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import Any
+from urllib.parse import parse_qs, quote, unquote
 
-USER = "user"  # the account behind every token
-GITATTRIBUTES = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}
-CARD_TAGS = {"library_name": "", "pipeline_tag": "", "language": "", "tags": ""}
-CARD_TAGS |= {"license": "license:", "datasets": "dataset:", "base_model": "base_model:"}
+from hub_http import (
+    ACCOUNTS,
+    USER,
+    Fault,
+    HttpServer,
+    Reply,
+    Request,
+    error_reply,
+    json_reply,
+    part_reply,
+    spoiled_reply,
+)
+from hub_storage import (
+    GITATTRIBUTES,
+    Blob,
+    Collection,
+    Commit,
+    Discussion,
+    HubError,
+    Repo,
+    card_data,
+    card_errors,
+    card_tags,
+    front_matter,
+    is_lfs,
+    now,
+    tree_entries,
+)
 
-
-class Reply(NamedTuple):
-    status: int
-    body: bytes
-    headers: dict[str, str]
-
-
-class HubError(Exception):
-    """An error answer; `code` is what the client turns into an exception class."""
-
-    def __init__(self, status: int, message: str, code: str = "", commit: str = "") -> None:
-        super().__init__(message)
-        shown = message.encode("ascii", "backslashreplace").decode()
-        headers = {"X-Error-Message": shown, "X-Error-Code": code, "X-Repo-Commit": commit}
-        self.reply = json_reply({"error": message}, status, headers)
-
-
-@dataclass(frozen=True)
-class Commit:
-    oid: str
-    parent: str
-    title: str
-    message: str
-    date: str
-    files: Mapping[str, bytes]
+PAGE = 10  # discussions in one answer
 
 
-class Repo:
-    """Commits by hash, and full reference names ("refs/heads/main") pointing at them."""
-
-    def __init__(self, repo_id: str, private: bool = False) -> None:
-        self.id, self.private = repo_id, private
-        self.commits: dict[str, Commit] = {}
-        self.refs: dict[str, str] = {}
-
-    def find(self, revision: str) -> Commit:
-        """The commit behind a branch, a tag, refs/pr/N or a full commit hash."""
-        names = (f"refs/heads/{revision}", f"refs/tags/{revision}", revision)
-        oid = next((self.refs[name] for name in names if name in self.refs), revision)
-        if oid not in self.commits:
-            raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return self.commits[oid]
-
-    def add(self, ref: str, parent: str, files: Mapping[str, bytes], *texts: str) -> Commit:
-        """Store a snapshot and move `ref` to it; `texts` are a title and a message."""
-        seed = [self.id, ref, parent, texts, len(self.commits), tree_entries(files)]
-        oid = hashlib.sha1(json.dumps(seed).encode()).hexdigest()
-        date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        title, message = (*texts, "")[:2]
-        self.commits[oid] = Commit(oid, parent, title, message, date, dict(files))
-        self.refs[ref] = oid
-        return self.commits[oid]
-
-    def named(self, prefix: str) -> list[dict[str, str]]:
-        """The references below `prefix`, as the refs endpoint lists them."""
-        found = [ref for ref in self.refs if ref.startswith(prefix)]
-        name = {ref: ref if prefix == "refs/pr/" else ref.removeprefix(prefix) for ref in found}
-        return [{"name": name[r], "ref": r, "targetCommit": self.refs[r]} for r in found]
+def may_write(name: str, owner: str) -> bool:
+    """Whether an account ("" without a token) may write to what a namespace owns."""
+    return name != "" and (name == owner or owner not in (USER, *ACCOUNTS.values()))
 
 
-def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
-    kept = {name: text for name, text in (headers or {}).items() if text}
-    return Reply(status, json.dumps(value).encode(), {"Content-Type": "application/json", **kept})
+def may_read(name: str, repo: Repo) -> bool:
+    return not repo.private or may_write(name, repo.owner)
 
 
-def blob_oid(data: bytes) -> str:
-    """The git object id, which the client compares to skip unchanged files."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
-def tree_entries(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
-    """Every file and folder of a snapshot by path, as the tree endpoint lists them."""
-    entries: dict[str, dict[str, Any]] = {}
-    for path, data in sorted(files.items()):
-        parts = path.split("/")
-        for folder in ("/".join(parts[:depth]) for depth in range(1, len(parts))):
-            oid = hashlib.sha1(folder.encode()).hexdigest()
-            entries[folder] = {"type": "directory", "path": folder, "oid": oid, "size": 0}
-        entries[path] = {"type": "file", "path": path, "oid": blob_oid(data), "size": len(data)}
-    return entries
-
-
-def card_data(files: Mapping[str, bytes]) -> dict[str, str | list[str]]:
-    """Scalars and block lists of the model card's YAML header (nothing nested, no inline list)."""
-    header = re.match(r"---\n(.*?)\n---", files.get("README.md", b"").decode(), re.DOTALL)
-    pairs = re.findall(r"^(\w+):(?: +(\S.*))?((?:\n *- .*)*)$", header[1] if header else "", re.M)
-    return {
-        key: scalar.strip("'\"") or [item.strip("'\"") for item in re.findall("- (.+)", items)]
-        for key, scalar, items in pairs
-        if key in CARD_TAGS or key == "base_model_relation"
-    }
-
-
-def card_tags(card: Mapping[str, str | list[str]]) -> list[str]:
-    """The tags the Hub derives from a model card."""
-    prefixes = [*CARD_TAGS.items()]
-    if "base_model_relation" in card:
-        prefixes.append(("base_model", f"base_model:{card['base_model_relation']}:"))
-    values = [(prefix, card.get(key, [])) for key, prefix in prefixes]
-    return [prefix + v for prefix, vs in values for v in ([vs] if isinstance(vs, str) else vs)]
-
-
-def apply_operation(files: dict[str, bytes], key: str, value: Mapping[str, str]) -> None:
-    """Apply one line of a commit to `files`."""
-    path = value["path"]
-    if key == "file":
-        files[path] = base64.b64decode(value["content"])
-        return
-    if key not in ("deletedFile", "deletedFolder"):
-        raise HubError(400, f"Unsupported operation: {key}")
-    folder = f"{path.rstrip('/')}/"
-    gone = [n for n in files if (n == path if key == "deletedFile" else n.startswith(folder))]
-    if not gone:
-        raise HubError(404, "A file with this name doesn't exist", "EntryNotFound")
-    for name in gone:
-        del files[name]
-
-
-def full_id(asked: Mapping[str, str]) -> str:
+def full_id(asked: Mapping[str, str], name: str) -> str:
     """The id of the repository that a request to create or delete one names."""
     prefix = {"model": "", "dataset": "datasets/"}.get(asked.get("type") or "model")
     if prefix is None:
         raise HubError(400, "Only model and dataset repositories are served here")
-    return f"{prefix}{asked.get('organization') or USER}/{asked['name']}"
+    return f"{prefix}{asked.get('organization') or name}/{asked['name']}"
+
+
+def discussion_json(repo: Repo, found: Discussion) -> dict[str, Any]:
+    kind = "model" if repo.name == repo.id else "dataset"
+    head = {"num": found.num, "title": found.title, "status": found.status}
+    more = {"createdAt": found.date, "isPullRequest": bool(found.base)}
+    repository = {"name": repo.name, "type": kind}
+    return {**head, **more, "author": {"name": found.author}, "repo": repository}
 
 
 class HubServer:
-    """The server: `start()`, `url`, `requests`, `commit`, `gated`, `fail_next`, `stop()`."""
+    """The server: `start()`, `url`, `requests`, `commit`, `gated`, faults, `stop()`, `restart()`.
+
+    A fault befalls one request, the next one whose "METHOD path" (a line of `requests`) contains
+    a substring: `fail_next`, `cut_next`, `alter_next`, `hang_up_next`, `stop_at`. Of several
+    faults that match, the first one set comes first; `faults.clear()` forgets those to come.
+    """
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
+        self.collections: dict[str, Collection] = {}
         self.gated: set[str] = set()
         self.requests: list[str] = []
-        self._failures: list[tuple[str, int]] = []
-        self._lock = threading.RLock()
-        self._http = _HttpServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
+        self.faults: list[Fault] = []
+        self._secret = secrets.token_hex(8)
+        self._lock = threading.RLock()  # over the answers
+        self._switch = threading.RLock()  # over stop and restart
+        self._down = False
+        self._listen(0)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
+        self._cdn = f"http://localhost:{self._http.server_port}"
 
     @classmethod
     def start(cls) -> HubServer:
         """A running server on a free local port."""
-        server = cls()
-        server._thread.start()
-        return server
+        return cls()
+
+    def _listen(self, port: int) -> None:
+        handler = type("Handler", (Request,), {"hub": self})
+        self._http = HttpServer(("127.0.0.1", port), handler)
+        self._down = False
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """Stop listening; later requests are refused."""
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
+        with self._switch:
+            self._down = True
+            self._http.shutdown()
+            self._http.server_close()
+            self._thread.join()
+
+    def restart(self) -> None:
+        """Listen again on the same port, with the same repositories, after a stop or without."""
+        with self._switch:
+            self.stop()
+            self._listen(self._http.server_port)
 
     def commit(self, repo_id: str, files: Mapping[str, bytes], revision: str = "main") -> str:
         """Add files on top of a branch without any request; return the commit hash.
 
         A missing repository is created with these files only (the client's create_repo adds a
-        .gitattributes, as on the Hub); a missing branch starts from main.
+        .gitattributes, as on the Hub; without one its rules hold, too); a missing branch starts
+        from main.
         """
         with self._lock:
             repo = self.repos.setdefault(repo_id, Repo(repo_id))
             ref = f"refs/heads/{revision}"
             parent = repo.refs.get(ref) or repo.refs.get("refs/heads/main", "")
-            merged = {**(repo.commits[parent].files if parent else {}), **files}
-            return repo.add(ref, parent, merged, "Seed").oid
+            return repo.seed(ref, parent, files, USER).oid
 
-    def fail_next(self, substring: str, status: int = 501) -> None:
-        """Make the next request whose "METHOD path" contains `substring` fail, once.
+    def fail_next(self, substring: str, status: int = 501, times: int = 1) -> None:
+        """Answer the next matching request, or so many of them, with an error.
 
         The client repeats some requests after 408, 429, 500, 502, 503 and 504 (and then succeeds);
         the default is a status which it never repeats.
         """
-        self._failures.append((substring, status))
+        self.faults += [Fault("fail", substring, status)] * times
 
-    def handle(self, request: _Handler) -> Reply:
-        """Log and answer one request."""
+    def cut_next(self, substring: str) -> None:
+        """Send only half of the next matching answer, which still tells its full length.
+
+        Answers without a body (to HEAD, redirects) are passed over.
+        """
+        self.faults.append(Fault("cut", substring))
+
+    def alter_next(self, substring: str) -> None:
+        """Flip the byte in the middle of the next matching answer that has a body."""
+        self.faults.append(Fault("alter", substring))
+
+    def hang_up_next(self, substring: str) -> None:
+        """Close the connection of the next matching request; its body is not read, nor answered."""
+        self.faults.append(Fault("hang up", substring))
+
+    def stop_at(self, substring: str) -> None:
+        """Stop at the next matching request, as `hang_up_next` and `stop` do; see `restart`."""
+        self.faults.append(Fault("stop", substring))
+
+    def admit(self, request: Request) -> bool:
+        """Log a request whose body is still unread; whether it is to be answered."""
         with self._lock:
+            if self._down:
+                return False
             line = f"{request.command} {unquote(request.url.path)}"
             if line == "GET /api/agent-harnesses":  # once per HF_HOME, at any time: not logged
-                return json_reply({"standardEnvVars": [], "harnesses": {}})
+                return True
             self.requests.append(line)
-            try:
-                for failure in [one for one in self._failures if one[0] in line][:1]:
-                    self._failures.remove(failure)
-                    raise HubError(failure[1], "Injected failure")
-                return self._route(request)
-            except HubError as error:
-                return error.reply
-            except (KeyError, TypeError, ValueError) as error:
-                return HubError(400, f"Bad request: {error!r}").reply
+            none = ("cut", "alter") if request.command == "HEAD" else ()
+            matching = [one for one in self.faults if one.substring in line]
+            request.fault = next((one for one in matching if one.kind not in none), None)
+            if request.fault:
+                self.faults.remove(request.fault)
+        if request.fault and request.fault.kind == "stop":
+            self.stop()
+        return request.fault is None or request.fault.kind not in ("hang up", "stop")
 
-    def _route(self, request: _Handler) -> Reply:
+    def handle(self, request: Request) -> Reply:
+        """Answer one request."""
+        with self._lock:
+            fault = request.fault or Fault("", "")
+            try:
+                if fault.kind == "fail":
+                    raise HubError(fault.status, "Injected failure")
+                reply = part_reply(self._route(request), request.headers.get("Range", ""))
+            except HubError as error:
+                reply = error_reply(error)
+            except (KeyError, TypeError, ValueError) as error:
+                reply = error_reply(HubError(400, f"Bad request: {error!r}"))
+            if fault.kind not in ("cut", "alter"):
+                return reply
+            if reply.body:
+                return spoiled_reply(reply, fault.kind)
+            self.faults.insert(0, fault)
+            return reply
+
+    def _route(self, request: Request) -> Reply:
         path, verb = request.url.path, request.command.replace("HEAD", "GET")
-        for method, pattern, answer in ROUTES:
+        if path == "/api/agent-harnesses":
+            return json_reply({"standardEnvVars": [], "harnesses": {}})
+        for method, pattern, answer, needs in ROUTES:
             if method == verb and (match := re.fullmatch(pattern, path)):
-                if verb != "GET" and not re.search("/paths-info/|/validate-yaml", path):
+                if needs:
                     request.check_token()
                 values = [value and unquote(value) for value in match.groups()]
-                if not values:
-                    return answer(self, request)
+                if "repo" not in match.groupdict():
+                    return answer(self, request, *values)
                 repo = self._repo(request, values[0].removeprefix("models/"))
                 self._check_gate(repo, path)
+                if needs == "write":
+                    self._check_owner(request, repo.owner)
                 return answer(self, request, repo, *values[1:])
         if re.match(r"/api/(models|datasets|spaces)/|.*/resolve/", path):
             raise HubError(404, "Repository not found", "RepoNotFound")
         raise HubError(404, f"No such endpoint: {request.command} {path}")
 
-    def _repo(self, request: _Handler, repo_id: str) -> Repo:
+    def _repo(self, request: Request, repo_id: str) -> Repo:
         repo = self.repos.get(repo_id)
-        if repo is None or (repo.private and not request.token):
-            status = 404 if request.token else 401
+        if repo is None or not may_read(request.account, repo):
+            status = 404 if request.account else 401
             raise HubError(status, "Repository not found", "RepoNotFound")
         return repo
 
@@ -247,39 +242,71 @@ class HubServer:
         if hidden and repo.id in self.gated:
             raise HubError(403, f"Access to {repo.id} is restricted", "GatedRepo")
 
-    def _whoami(self, request: _Handler) -> Reply:
-        request.check_token()
+    def _check_owner(self, request: Request, owner: str) -> None:
+        if not may_write(request.account, owner):
+            raise HubError(403, f"{request.account} may not write to what {owner} owns")
+
+    def _check_change(self, request: Request, repo: Repo, revision: str) -> None:
+        """Files are changed by the owner, on a pull request by who opened it, on a new one by all.
+
+        What is only uploaded for a new pull request comes without a revision.
+        """
+        pulls = [one for one in repo.discussions.values() if one.ref == revision]
+        own = pulls and pulls[0].author == request.account
+        if revision and not own and "create_pr" not in request.query:
+            self._check_owner(request, repo.owner)
+
+    def _signed(self, path: str) -> str:
+        """An address that needs no token."""
+        return f"{quote(path)}?signature={self._signature(path)}"
+
+    def _signature(self, path: str) -> str:
+        return hashlib.sha1(f"{self._secret} {path}".encode()).hexdigest()
+
+    def _check_signature(self, request: Request) -> None:
+        expected = self._signature(unquote(request.url.path))
+        if request.query.get("signature") != [expected]:
+            raise HubError(403, "This address is not signed")
+
+    def _whoami(self, request: Request) -> Reply:
         auth = {"type": "access_token", "accessToken": {"displayName": "test", "role": "write"}}
-        return json_reply({"type": "user", "name": USER, "orgs": [], "auth": auth})
+        return json_reply({"type": "user", "name": request.account, "orgs": [], "auth": auth})
 
-    def _validate_yaml(self, request: _Handler) -> Reply:
+    def _validate_yaml(self, request: Request) -> Reply:
+        text = request.json()["content"]
+        errors = [{"message": message} for message in card_errors(text)]
+        empty = not errors and not front_matter(text)
         warning = {"message": "empty or missing yaml metadata in repo card"}
-        has_header = request.json()["content"].startswith("---")
-        return json_reply({"errors": [], "warnings": [] if has_header else [warning]})
+        answer = {"errors": errors, "warnings": [warning] if empty else []}
+        return json_reply(answer, 400 if errors else 200)
 
-    def _create_repo(self, request: _Handler) -> Reply:
+    def _create_repo(self, request: Request) -> Reply:
         asked = request.json()
-        repo_id = full_id(asked)
-        answer = {"url": f"{self.url}/{repo_id}", "name": repo_id.removeprefix("datasets/")}
+        repo_id = full_id(asked, request.account)
+        repo = Repo(repo_id, asked.get("visibility") == "private")
+        self._check_owner(request, repo.owner)
+        answer = {"url": f"{self.url}/{repo_id}", "name": repo.name}
         if repo_id in self.repos:
             return json_reply({**answer, "error": "You already created this repo"}, 409)
-        repo = self.repos[repo_id] = Repo(repo_id, asked.get("visibility") == "private")
-        repo.add("refs/heads/main", "", GITATTRIBUTES, "initial commit")
+        files = {".gitattributes": Blob(GITATTRIBUTES.encode())}
+        repo.add("refs/heads/main", "", files, "initial commit", author=request.account)
+        self.repos[repo_id] = repo
         return json_reply(answer)
 
-    def _delete_repo(self, request: _Handler) -> Reply:
-        repo = self._repo(request, full_id(request.json()))
+    def _delete_repo(self, request: Request) -> Reply:
+        repo = self._repo(request, full_id(request.json(), request.account))
+        self._check_owner(request, repo.owner)
         del self.repos[repo.id]
         return json_reply({})
 
-    def _list_models(self, request: _Handler) -> Reply:
+    def _list_models(self, request: Request) -> Reply:
         query = request.query
         wanted = {*query.get("filter", []), *query.get("pipeline_tag", [])}
         search, author = query.get("search", [""])[0].lower(), query.get("author", [""])[0]
         infos = [
             self._describe(repo, repo.find("main"))
             for repo in self.repos.values()
-            if (request.token or not repo.private) and not repo.id.startswith("datasets/")
+            if may_read(request.account, repo) and not repo.id.startswith("datasets/")
         ]
         found = [
             info
@@ -289,39 +316,42 @@ class HubServer:
         ]
         return json_reply(found[: int(query.get("limit", ["1000"])[0])])
 
-    def _describe(self, repo: Repo, commit: Commit) -> dict[str, Any]:
+    def _describe(self, repo: Repo, commit: Commit, blobs: bool = False) -> dict[str, Any]:
         card = card_data(commit.files)
         siblings = [
-            {"rfilename": path, "size": len(data), "blobId": blob_oid(data)}
-            for path, data in sorted(commit.files.items())
+            {
+                "rfilename": path,
+                **({"blobId": blob.oid, **blob.described("sha256")} if blobs else {}),
+            }
+            for path, blob in sorted(commit.files.items())
         ]
-        repo_id = repo.id.removeprefix("datasets/")
-        info = {"id": repo_id, "author": repo_id.split("/")[0], "private": repo.private}
+        info = {"id": repo.name, "author": repo.owner, "private": repo.private}
         info |= {"sha": commit.oid, "lastModified": commit.date, "siblings": siblings}
         info |= {key: card[key] for key in ("library_name", "pipeline_tag") if key in card}
         gated = "manual" if repo.id in self.gated else False
         return {**info, "gated": gated, "tags": card_tags(card), "cardData": card}
 
-    def _info(self, request: _Handler, repo: Repo, revision: str | None) -> Reply:
-        return json_reply(self._describe(repo, repo.find(revision or "main")))
+    def _info(self, request: Request, repo: Repo, revision: str | None) -> Reply:
+        commit = repo.find(revision or "main")
+        return json_reply(self._describe(repo, commit, "blobs" in request.query))
 
-    def _auth_check(self, request: _Handler, repo: Repo) -> Reply:
+    def _auth_check(self, request: Request, repo: Repo) -> Reply:
         return json_reply({})
 
-    def _refs(self, request: _Handler, repo: Repo) -> Reply:
+    def _refs(self, request: Request, repo: Repo) -> Reply:
         kinds = {"branches": "refs/heads/", "tags": "refs/tags/", "pullRequests": "refs/pr/"}
         refs = {kind: repo.named(prefix) for kind, prefix in kinds.items()}
         return json_reply({**refs, "converts": []})
 
-    def _commits(self, request: _Handler, repo: Repo, revision: str) -> Reply:
+    def _commits(self, request: Request, repo: Repo, revision: str) -> Reply:
         history = [repo.find(revision)]
         while history[-1].parent:
             history.append(repo.commits[history[-1].parent])
         entries = [{"id": c.oid, "title": c.title, "message": c.message} for c in history]
-        more = [{"date": c.date, "authors": [{"user": USER}]} for c in history]
+        more = [{"date": c.date, "authors": [{"user": c.author}]} for c in history]
         return json_reply([entry | rest for entry, rest in zip(entries, more, strict=True)])
 
-    def _tree(self, request: _Handler, repo: Repo, revision: str, folder: str | None) -> Reply:
+    def _tree(self, request: Request, repo: Repo, revision: str, folder: str | None) -> Reply:
         commit = repo.find(revision)
         entries = tree_entries(commit.files)
         prefix = f"{folder.rstrip('/')}/" if folder else ""
@@ -332,23 +362,52 @@ class HubServer:
             below = [path for path in below if "/" not in path.removeprefix(prefix)]
         return json_reply([entries[path] for path in below])
 
-    def _paths_info(self, request: _Handler, repo: Repo, revision: str) -> Reply:
+    def _paths_info(self, request: Request, repo: Repo, revision: str) -> Reply:
         entries = tree_entries(repo.find(revision).files)
         paths = parse_qs(request.body.decode()).get("paths", [])
         return json_reply([entries[path] for path in paths if path in entries])
 
-    def _preupload(self, request: _Handler, repo: Repo, revision: str) -> Reply:
+    def _preupload(self, request: Request, repo: Repo, revision: str) -> Reply:
+        self._check_change(request, repo, revision)
         files = repo.find(revision).files
-        same = {"uploadMode": "regular", "shouldIgnore": False}
-        paths = [file["path"] for file in request.json()["files"]]
-        oids = {path: blob_oid(files[path]) if path in files else None for path in paths}
-        return json_reply({"files": [{"path": p, "oid": oids[p], **same} for p in paths]})
+        answers = []
+        for asked in request.json()["files"]:
+            path = asked["path"]
+            mode = "lfs" if is_lfs(path, asked["size"], files) else "regular"
+            oid = files[path].known_by if path in files else None
+            answers.append({"path": path, "oid": oid, "uploadMode": mode, "shouldIgnore": False})
+        return json_reply({"files": answers})
 
-    def _create_branch(self, request: _Handler, repo: Repo, branch: str) -> Reply:
+    def _lfs_batch(self, request: Request, repo: Repo) -> Reply:
+        asked = request.json()
+        self._check_change(request, repo, asked.get("ref", {}).get("name", ""))
+        if asked["operation"] != "upload" or "basic" not in asked["transfers"]:
+            raise HubError(422, "Only basic uploads are served here")
+        objects = [{"oid": one["oid"], "size": one["size"]} for one in asked["objects"]]
+        for one in objects:
+            href = self.url + self._signed(f"/lfs/{repo.id}/{one['oid']}")
+            verify = f"{self.url}/{repo.id}.git/info/lfs/objects/verify"
+            if one["oid"] not in repo.objects:
+                one["actions"] = {"upload": {"href": href}, "verify": {"href": verify}}
+        return json_reply({"transfer": "basic", "objects": objects})
+
+    def _lfs_upload(self, request: Request, repo_id: str, oid: str) -> Reply:
+        self._check_signature(request)
+        if hashlib.sha256(request.body).hexdigest() != oid:
+            raise HubError(400, f"The bytes sent are not those of {oid}")
+        self.repos[repo_id].store(request.body)
+        return Reply(200, b"", {})
+
+    def _lfs_verify(self, request: Request, repo: Repo) -> Reply:
+        asked = request.json()
+        repo.stored(asked["oid"], asked["size"])
+        return json_reply({})
+
+    def _create_branch(self, request: Request, repo: Repo, branch: str) -> Reply:
         start = request.json().get("startingPoint") or "main"
         return self._create_ref(repo, f"refs/heads/{branch}", start)
 
-    def _create_tag(self, request: _Handler, repo: Repo, revision: str) -> Reply:
+    def _create_tag(self, request: Request, repo: Repo, revision: str) -> Reply:
         return self._create_ref(repo, f"refs/tags/{request.json()['tag']}", revision)
 
     def _create_ref(self, repo: Repo, ref: str, revision: str) -> Reply:
@@ -357,95 +416,202 @@ class HubServer:
         repo.refs[ref] = repo.find(revision).oid
         return json_reply({})
 
-    def _delete_ref(self, request: _Handler, repo: Repo, kind: str, name: str) -> Reply:
+    def _delete_ref(self, request: Request, repo: Repo, kind: str, name: str) -> Reply:
         if repo.refs.pop(f"refs/{'heads' if kind == 'branch' else 'tags'}/{name}", None) is None:
             raise HubError(404, f"Invalid rev id: {name}", "RevisionNotFound")
         return json_reply({})
 
-    def _commit(self, request: _Handler, repo: Repo, revision: str) -> Reply:
+    def _commit(self, request: Request, repo: Repo, revision: str) -> Reply:
+        self._check_change(request, repo, revision)
         header, *operations = [json.loads(line) for line in request.body.splitlines()]
         expected = header["value"].get("parentCommit")
-        base, answer = repo.find(revision), {}
+        texts = (header["value"]["summary"], header["value"].get("description", ""))
+        base, new = repo.find(revision), "create_pr" in request.query
         ref = revision if revision.startswith("refs/pr/") else f"refs/heads/{revision}"
-        if "create_pr" in request.query:
-            number = len(repo.named("refs/pr/")) + 1
-            base, ref = repo.find(expected or revision), f"refs/pr/{number}"
-            answer["pullRequestUrl"] = f"{self.url}/{repo.id}/discussions/{number}"
+        if new:
+            base = repo.find(expected or revision)
         elif ref not in repo.refs:
             raise HubError(400, f"{revision} is not a branch")
         elif expected not in (None, base.oid):
             raise HubError(412, f"{revision} is not at {expected} any more")
         files = dict(base.files)
         for operation in operations:
-            apply_operation(files, operation["key"], operation["value"])
-        texts = (header["value"]["summary"], header["value"].get("description", ""))
-        oid = repo.add(ref, base.oid, files, *texts).oid
+            repo.apply(files, operation["key"], operation["value"])
+        answer = {}
+        if new:
+            ref = repo.discuss(texts[0], request.account, texts[1], base.oid).ref
+            number = ref.rpartition("/")[2]
+            answer["pullRequestUrl"] = f"{self.url}/{repo.id}/discussions/{number}"
+        oid = repo.add(ref, base.oid, files, *texts, author=request.account).oid
+        for pull in [one for one in repo.discussions.values() if one.ref == ref]:
+            pull.log("commit", request.account, subject=texts[0], oid=oid)
         answer["commitUrl"] = f"{self.url}/{repo.id}/commit/{oid}"
         return json_reply({**answer, "success": True, "commitOid": oid})
 
-    def _resolve(self, request: _Handler, repo: Repo, revision: str, path: str) -> Reply:
+    def _resolve(self, request: Request, repo: Repo, revision: str, path: str) -> Reply:
         commit = repo.find(revision)
         if path not in commit.files:
             raise HubError(404, "Entry not found", "EntryNotFound", commit.oid)
-        data = commit.files[path]
-        return Reply(200, data, {"X-Repo-Commit": commit.oid, "ETag": f'"{blob_oid(data)}"'})
+        blob = commit.files[path]
+        headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{blob.oid}"', "Accept-Ranges": "bytes"}
+        if not blob.lfs:
+            return Reply(200, blob.data, headers)
+        headers |= {"X-Linked-ETag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.data))}
+        address = self._signed(f"/cdn/{repo.id}/resolve/{blob.sha256}/{path}")
+        return Reply(302, b"", {**headers, "Location": self._cdn + address})
+
+    def _download(self, request: Request, repo_id: str, oid: str, path: str) -> Reply:
+        self._check_signature(request)
+        data = self.repos[repo_id].stored(oid).data
+        return Reply(200, data, {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"})
+
+    def _list_discussions(self, request: Request, repo: Repo) -> Reply:
+        query = {key: values[0] for key, values in request.query.items()}
+        kinds = {"pull_request": [True], "discussion": [False]}
+        states = {"open": ["open", "draft"], "closed": ["closed", "merged"]}
+        found = [
+            discussion_json(repo, one)
+            for one in reversed(repo.discussions.values())
+            if bool(one.base) in kinds.get(query.get("type", ""), [True, False])
+            if one.status in states.get(query.get("status", ""), [one.status])
+            if one.author == query.get("author", one.author)
+        ]
+        start = PAGE * int(query.get("p", 0))
+        page = found[start : start + PAGE]
+        return json_reply({"discussions": page, "count": len(found), "start": start})
+
+    def _create_discussion(self, request: Request, repo: Repo) -> Reply:
+        asked = request.json()
+        base = repo.find("main").oid if asked["pullRequest"] else ""
+        texts = (asked["title"], request.account, asked["description"])
+        found = repo.discuss(*texts, base, status="draft" if base else "open")
+        return json_reply(discussion_json(repo, found))
+
+    def _discussion(self, repo: Repo, number: str) -> Discussion:
+        if int(number) not in repo.discussions:
+            raise HubError(404, f"There is no discussion {number}")
+        return repo.discussions[int(number)]
+
+    def _show_discussion(self, request: Request, repo: Repo, number: str) -> Reply:
+        found = self._discussion(repo, number)
+        answer = {**discussion_json(repo, found), "events": found.events}
+        if found.base:
+            merged = {"mergeCommitId": found.merged} if found.merged else {}
+            answer["changes"] = {"base": "refs/heads/main", **merged}
+            answer["filesWithConflicts"] = repo.conflicts(found)
+            answer["diff"] = "".join(f"diff --git a/{p} b/{p}\n" for p in repo.changes(found))
+        return json_reply(answer)
+
+    def _change_status(self, request: Request, repo: Repo, number: str) -> Reply:
+        found = self._discussion(repo, number)
+        if found.author != request.account:
+            self._check_owner(request, repo.owner)
+        found.status = request.json()["status"]
+        event = found.log("status-change", request.account, status=found.status)
+        return json_reply({"newStatus": event})
+
+    def _merge(self, request: Request, repo: Repo, number: str) -> Reply:
+        repo.merge(self._discussion(repo, number), request.account)
+        return json_reply({})
+
+    def _collection(self, request: Request, slug: str) -> Collection:
+        found = self.collections.get(slug)
+        if found is None or (found.private and not may_write(request.account, found.owner)):
+            raise HubError(404 if request.account else 401, f"There is no collection {slug}")
+        return found
+
+    def _show_collection(self, request: Request, slug: str) -> Reply:
+        return json_reply(self._collection_json(request, self._collection(request, slug)))
+
+    def _collection_json(self, request: Request, found: Collection) -> dict[str, Any]:
+        """A collection without the repositories that the account may not read, or are gone."""
+        items = [one for one in found.items if self._known(request, one["type"], one["id"])]
+        head = {"slug": found.slug, "title": found.title, "owner": {"name": found.owner}}
+        more = {"description": found.description, "private": found.private, "theme": "green"}
+        rest = {"lastUpdated": found.updated, "position": 0, "upvotes": 0, "items": items}
+        return {**head, **more, **rest}
+
+    def _known(self, request: Request, kind: str, item: str) -> bool:
+        """Whether a collection may hold an item, as the account sees it."""
+        repo = self.repos.get(f"datasets/{item}" if kind == "dataset" else item)
+        return kind in ("model", "dataset") and repo is not None and may_read(request.account, repo)
+
+    def _list_collections(self, request: Request) -> Reply:
+        owners, items = request.query.get("owner"), request.query.get("item")
+        found = [
+            self._collection_json(request, one)
+            for one in self.collections.values()
+            if not one.private or may_write(request.account, one.owner)
+            if not owners or one.owner in owners
+            if not items or {f"{item['type']}s/{item['id']}" for item in one.items} & {*items}
+        ]
+        short = [{**one, "items": one["items"][:4]} for one in found]  # as on the Hub
+        for one in short:
+            del one["position"]  # the client counts them itself
+        return json_reply(short[: int(request.query.get("limit", ["100"])[0])])
+
+    def _create_collection(self, request: Request) -> Reply:
+        asked = request.json()
+        owner, title = asked["namespace"], asked["title"]
+        self._check_owner(request, owner)
+        same = [one.slug for one in self.collections.values() if one.title == title]
+        name = re.sub(r"\W+", "-", title.lower()).strip("-")
+        slug = f"{owner}/{name}-{self._signature(title)[:24]}"
+        if slug in same:
+            return json_reply({"error": "This collection exists already", "slug": slug}, 409)
+        texts = (slug, title, owner, asked.get("description", ""))
+        self.collections[slug] = Collection(*texts, asked.get("private", False), now())
+        return self._show_collection(request, slug)
+
+    def _add_item(self, request: Request, slug: str) -> Reply:
+        found, asked = self._collection(request, slug), request.json()
+        self._check_owner(request, found.owner)
+        item, note = asked["item"], asked.get("note")
+        if not self._known(request, item["type"], item["id"]):
+            raise HubError(404, f"There is no {item['type']} {item['id']}")
+        if any((one["type"], one["id"]) == (item["type"], item["id"]) for one in found.items):
+            raise HubError(409, f"{item['id']} is in this collection already")
+        place = {"_id": f"{len(found.items):024x}", "position": len(found.items)}
+        found.items.append({**item, **place, **({"note": {"text": note}} if note else {})})
+        found.updated = now()
+        return self._show_collection(request, slug)
 
 
-_REPO = "/api/((?:models|datasets)/[^/]+/[^/]+)"
-ROUTES: list[tuple[str, str, Callable[..., Reply]]] = [
-    ("GET", "/api/whoami-v2", HubServer._whoami),
-    ("POST", "/api/validate-yaml", HubServer._validate_yaml),
-    ("POST", "/api/repos/create", HubServer._create_repo),
-    ("DELETE", "/api/repos/delete", HubServer._delete_repo),
-    ("GET", "/api/models", HubServer._list_models),
-    ("GET", f"{_REPO}(?:/revision/([^/]+))?", HubServer._info),
-    ("GET", f"{_REPO}/auth-check", HubServer._auth_check),
-    ("GET", f"{_REPO}/refs", HubServer._refs),
-    ("GET", f"{_REPO}/commits/([^/]+)", HubServer._commits),
-    ("GET", f"{_REPO}/tree/([^/]+)(?:/(.+))?", HubServer._tree),
-    ("POST", f"{_REPO}/paths-info/([^/]+)", HubServer._paths_info),
-    ("POST", f"{_REPO}/preupload/([^/]+)", HubServer._preupload),
-    ("POST", f"{_REPO}/branch/([^/]+)", HubServer._create_branch),
-    ("POST", f"{_REPO}/tag/([^/]+)", HubServer._create_tag),
-    ("DELETE", f"{_REPO}/(branch|tag)/([^/]+)", HubServer._delete_ref),
-    ("POST", f"{_REPO}/commit/([^/]+)", HubServer._commit),
-    ("GET", "/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", HubServer._resolve),
+_REPO = "/api/(?P<repo>(?:models|datasets)/[^/]+/[^/]+)"
+_NAME = "(?:datasets/)?[^/]+/[^/]+"
+_LFS = rf"/(?P<repo>{_NAME})\.git/info/lfs/objects"
+_PULL = f"{_REPO}/discussions"
+_OID = "([0-9a-f]{64})"
+# Last: what a request needs beyond what it may read: any "token", or one that may "write".
+ROUTES: list[tuple[str, str, Callable[..., Reply], str]] = [
+    ("GET", "/api/whoami-v2", HubServer._whoami, "token"),
+    ("POST", "/api/validate-yaml", HubServer._validate_yaml, ""),
+    ("POST", "/api/repos/create", HubServer._create_repo, "token"),
+    ("DELETE", "/api/repos/delete", HubServer._delete_repo, "token"),
+    ("GET", "/api/models", HubServer._list_models, ""),
+    ("GET", f"{_REPO}(?:/revision/([^/]+))?", HubServer._info, ""),
+    ("GET", f"{_REPO}/auth-check", HubServer._auth_check, ""),
+    ("GET", f"{_REPO}/refs", HubServer._refs, ""),
+    ("GET", f"{_REPO}/commits/([^/]+)", HubServer._commits, ""),
+    ("GET", f"{_REPO}/tree/([^/]+)(?:/(.+))?", HubServer._tree, ""),
+    ("POST", f"{_REPO}/paths-info/([^/]+)", HubServer._paths_info, ""),
+    ("POST", f"{_REPO}/preupload/([^/]+)", HubServer._preupload, "token"),
+    ("POST", f"{_LFS}/batch", HubServer._lfs_batch, "token"),
+    ("PUT", f"/lfs/({_NAME})/{_OID}", HubServer._lfs_upload, ""),
+    ("POST", f"{_LFS}/verify", HubServer._lfs_verify, "token"),
+    ("POST", f"{_REPO}/branch/([^/]+)", HubServer._create_branch, "write"),
+    ("POST", f"{_REPO}/tag/([^/]+)", HubServer._create_tag, "write"),
+    ("DELETE", f"{_REPO}/(branch|tag)/([^/]+)", HubServer._delete_ref, "write"),
+    ("POST", f"{_REPO}/commit/([^/]+)", HubServer._commit, "token"),
+    ("GET", f"/(?P<repo>{_NAME})/resolve/([^/]+)/(.+)", HubServer._resolve, ""),
+    ("GET", f"/cdn/({_NAME})/resolve/{_OID}/(.+)", HubServer._download, ""),
+    ("GET", _PULL, HubServer._list_discussions, ""),
+    ("POST", _PULL, HubServer._create_discussion, "token"),
+    ("GET", rf"{_PULL}/(\d+)", HubServer._show_discussion, ""),
+    ("POST", rf"{_PULL}/(\d+)/status", HubServer._change_status, "token"),
+    ("POST", rf"{_PULL}/(\d+)/merge", HubServer._merge, "write"),
+    ("GET", "/api/collections", HubServer._list_collections, ""),
+    ("POST", "/api/collections", HubServer._create_collection, "token"),
+    ("GET", "/api/collections/([^/]+/[^/]+)", HubServer._show_collection, ""),
+    ("POST", "/api/collections/([^/]+/[^/]+)/items", HubServer._add_item, "token"),
 ]
-
-
-class _HttpServer(ThreadingHTTPServer):
-    request_queue_size = 64  # parallel downloads open one connection per request
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """One request: `command`, `url`, `query`, `token` and `body`."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    hub: HubServer
-
-    def json(self) -> dict[str, Any]:
-        return json.loads(self.body or b"{}")
-
-    def check_token(self) -> None:
-        if not self.token:
-            raise HubError(401, "Invalid username or password")
-
-    def _answer(self) -> None:
-        self.url = urlsplit(self.path)
-        self.query = parse_qs(self.url.query)
-        self.token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status, body, headers = self.hub.handle(self)
-        self.send_response(status)
-        headers = {**headers, "Content-Length": str(len(body)), "Connection": "close"}
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    do_GET = do_HEAD = do_POST = do_DELETE = _answer  # noqa: N815
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Stay quiet: `HubServer.requests` is the log."""

@@ -103,7 +103,7 @@ def test_an_interval_holds_its_mean():
 
 
 LINES = [
-    r"# [\w, -]+ for [\w. -]+",
+    r"# [\w, -]+ for `[^`]+`",
     r"Router steering for a Mixture-of-Experts language model: .*",
     r"it runs\. No weight is changed, and none is in this repo\.",
     r"\| (base model )?\| \|",

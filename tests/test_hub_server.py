@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from httpx2 import ConnectError, RemoteProtocolError
 from hub_server import HubServer
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    HfFileSystem,
+    ModelCard,
+    constants,
+    get_hf_file_metadata,
+    hf_hub_url,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
+    BadRequestError,
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
@@ -22,8 +37,13 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import get_session
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # its own
 
 REPO = "user/steering"
+WEIGHTS = "weights.safetensors"
+DATA = random.Random(0).randbytes(300_001)
 CARD = """---
 base_model: user/base
 base_model_relation: adapter
@@ -52,6 +72,26 @@ def api(server: HubServer) -> HfApi:
 
 
 @pytest.fixture
+def other(server: HubServer) -> HfApi:
+    """The second account."""
+    return HfApi(endpoint=server.url, token="hf_other")
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The client's waits before it tries again, which are not waited here."""
+    waits: list[float] = []
+    sleep = time.sleep
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        sleep(0.01)
+
+    monkeypatch.setattr(time, "sleep", wait)
+    return waits
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "folder"
     (folder / "tables").mkdir(parents=True)
@@ -66,8 +106,23 @@ def fetch(api: HfApi, cache: Path, revision: str | None = None, name: str = "a.t
     return Path(path).read_text()
 
 
-def test_account(api: HfApi) -> None:
+def upload(api: HfApi, data: bytes, name: str = WEIGHTS, repo_id: str = REPO, **more: Any) -> Any:
+    change = [CommitOperationAdd(name, data)]
+    return api.create_commit(repo_id, change, commit_message=f"Add {name}", **more)
+
+
+def download(api: HfApi, cache: Path, name: str = WEIGHTS) -> bytes:
+    return Path(api.hf_hub_download(REPO, name, cache_dir=cache)).read_bytes()
+
+
+def counted(server: HubServer, word: str) -> int:
+    """How many requests so far contain a word."""
+    return sum(word in line for line in server.requests)
+
+
+def test_account(api: HfApi, other: HfApi) -> None:
     assert api.whoami()["name"] == "user"
+    assert other.whoami()["name"] == "other"
 
 
 def test_create_and_delete_a_repository(api: HfApi) -> None:
@@ -173,6 +228,268 @@ def test_pull_request_leaves_main_alone(api: HfApi, server: HubServer, tmp_path:
     assert fetch(api, tmp_path, "refs/pr/1", "b.txt") == "more"
     pulls = api.list_repo_refs(REPO, include_pull_requests=True).pull_requests
     assert [ref.ref for ref in pulls or []] == ["refs/pr/1"]
+
+
+def test_large_files_go_through_lfs(
+    api: HfApi, server: HubServer, folder: Path, tmp_path: Path
+) -> None:
+    api.create_repo(REPO)
+    large = {WEIGHTS: DATA, "plots/a b.png": DATA[::-1], "tokenizer.json": DATA[:-1]}
+    for name, data in large.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    commit = api.upload_folder(repo_id=REPO, folder_path=folder)
+    words = ("objects/batch", "PUT /lfs/", "objects/verify", "/commit/")
+    assert [counted(server, word) for word in words] == [1, 3, 3, 1]
+    snapshot = Path(api.snapshot_download(REPO, cache_dir=tmp_path / "cache"))
+    for path in filter(Path.is_file, folder.rglob("*")):
+        assert (snapshot / path.relative_to(folder)).read_bytes() == path.read_bytes()
+    assert counted(server, "GET /cdn/") == 3
+    blobs = {path.name for path in (tmp_path / "cache").rglob("blobs/*")}
+    assert blobs > {hashlib.sha256(data).hexdigest() for data in large.values()}
+    assert api.upload_folder(repo_id=REPO, folder_path=folder).oid == commit.oid
+    server.requests.clear()
+    upload(api, DATA, "copy.safetensors")  # stored already: nothing is sent
+    assert [counted(server, word) for word in words] == [1, 0, 0, 1]
+    assert download(api, tmp_path, "copy.safetensors") == DATA
+
+
+def test_the_address_of_an_lfs_file(api: HfApi, server: HubServer, tmp_path: Path) -> None:
+    api.create_repo(REPO, private=True)
+    commit = upload(api, DATA).oid
+    sha256 = hashlib.sha256(DATA).hexdigest()
+    url = hf_hub_url(REPO, WEIGHTS, endpoint=server.url)
+    found = get_hf_file_metadata(url, token="hf_test")
+    assert (found.commit_hash, found.etag, found.size) == (commit, sha256, len(DATA))
+    port = server.url.rpartition(":")[2]
+    assert found.location.startswith(f"http://localhost:{port}/cdn/{REPO}/resolve/{sha256}/")
+    assert get_session().get(found.location).content == DATA  # needs no token, as on the Hub
+    assert get_session().get(found.location.partition("?")[0]).status_code == 403
+    assert get_session().get(url).status_code == 401
+    assert download(api, tmp_path) == DATA
+    server.commit(REPO, {"a.txt": DATA})
+    files = HfFileSystem(endpoint=server.url, token="hf_test", skip_instance_cache=True)
+    for name in (WEIGHTS, "a.txt"):
+        assert files.cat_file(f"{REPO}/{name}", start=1000, end=1010) == DATA[1000:1010]
+
+
+def test_which_files_are_lfs(api: HfApi, server: HubServer) -> None:
+    api.create_repo(REPO)
+    rules = b"*.bin filter=lfs diff=lfs merge=lfs -text\ndata/*.txt filter=lfs\n*.md text\n"
+    upload(api, rules, ".gitattributes")
+    files = ("a.bin", "data/a.txt", "a.txt", "notes.md", WEIGHTS)
+    changes = [CommitOperationAdd(name, b"1") for name in files]
+    changes.append(CommitOperationAdd("large.txt", bytes(10_000_001)))
+    changes.append(CommitOperationAdd("empty.bin", b""))
+    api.create_commit(REPO, changes, commit_message="Many")
+    infos = api.get_paths_info(REPO, [change.path_in_repo for change in changes])
+    assert len(infos) == len(changes)
+    stored = {one.path for one in infos if one.lfs}
+    assert stored == {"a.bin", "data/a.txt", "large.txt"}
+
+
+def test_metadata_of_lfs_files(api: HfApi, server: HubServer, tmp_path: Path) -> None:
+    server.commit(REPO, {WEIGHTS: DATA, "a.txt": b"one"})  # without any request, as LFS, too
+    lfs = {"size": len(DATA), "sha256": hashlib.sha256(DATA).hexdigest(), "pointer_size": 131}
+    tree = {one.path: one.lfs for one in api.list_repo_tree(REPO)}
+    paths = {one.path: one.lfs for one in api.get_paths_info(REPO, ["a.txt", WEIGHTS])}
+    siblings = api.model_info(REPO, files_metadata=True).siblings or []
+    assert tree == paths == {one.rfilename: one.lfs for one in siblings}
+    assert tree == {"a.txt": None, WEIGHTS: lfs}
+    assert {one.rfilename: one.size for one in siblings} == {"a.txt": 3, WEIGHTS: len(DATA)}
+    plain = api.model_info(REPO).siblings or []
+    assert [(one.rfilename, one.size) for one in plain] == [("a.txt", None), (WEIGHTS, None)]
+    assert download(api, tmp_path) == DATA
+
+
+def test_lfs_files_of_a_dataset(api: HfApi, server: HubServer, tmp_path: Path) -> None:
+    kind: dict[str, Any] = {"repo_id": REPO, "repo_type": "dataset"}
+    api.create_repo(**kind)
+    upload(api, DATA, **kind)
+    path = api.hf_hub_download(filename=WEIGHTS, cache_dir=tmp_path, **kind)
+    assert Path(path).read_bytes() == DATA
+    assert counted(server, f"POST /datasets/{REPO}.git/info/lfs/objects/batch") == 1
+
+
+def test_lfs_uploads_are_checked(api: HfApi, server: HubServer, tmp_path: Path) -> None:
+    api.create_repo(REPO)
+    (tmp_path / "file").write_bytes(DATA)
+    change = CommitOperationAdd(WEIGHTS, tmp_path / "file")
+    assert change.upload_info.sha256
+    (tmp_path / "file").write_bytes(DATA[::-1])  # after the client has hashed it
+    with pytest.raises(RuntimeError, match=WEIGHTS) as caught:
+        api.create_commit(REPO, [change], commit_message="Late")
+    assert isinstance(caught.value.__cause__, BadRequestError)
+    missing = CommitOperationAdd(WEIGHTS, DATA)
+    missing._upload_mode, missing._is_uploaded = "lfs", True  # it never was
+    with pytest.raises(HfHubHTTPError, match="was never uploaded"):
+        api.create_commit(REPO, [missing], commit_message="Nothing")
+    verify = f"{server.url}/{REPO}.git/info/lfs/objects/verify"
+    upload(api, DATA)
+    sizes = {len(DATA): 200, 5: 422}
+    for size, status in sizes.items():
+        asked = {"oid": hashlib.sha256(DATA).hexdigest(), "size": size}
+        headers = {"Authorization": "Bearer hf_test"}
+        assert get_session().post(verify, json=asked, headers=headers).status_code == status
+    assert len(api.list_repo_commits(REPO)) == 2
+
+
+def test_a_pull_request_is_opened_filled_and_merged(
+    api: HfApi, server: HubServer, tmp_path: Path
+) -> None:
+    first = server.commit(REPO, {"a.txt": b"one", "old.txt": b"old"})
+    pull = api.create_pull_request(REPO, "Change it", description="Because")
+    assert (pull.num, pull.status, pull.git_reference) == (1, "draft", "refs/pr/1")
+    change = [CommitOperationAdd("a.txt", b"two"), CommitOperationDelete("old.txt")]
+    change.append(CommitOperationAdd(WEIGHTS, DATA))
+    oid = api.create_commit(REPO, change, commit_message="Two", revision="refs/pr/1").oid
+    server.commit(REPO, {"new.txt": b"new"})
+    with pytest.raises(BadRequestError, match="not a draft one"):
+        api.merge_pull_request(REPO, 1)
+    assert api.change_discussion_status(REPO, 1, "open").new_status == "open"
+    details = api.get_discussion_details(REPO, 1)
+    assert [event.type for event in details.events] == ["comment", "commit", "status-change"]
+    assert (details.events[0].content, details.events[1].oid) == ("Because", oid)
+    assert (details.target_branch, details.conflicting_files) == ("refs/heads/main", [])
+    assert fetch(api, tmp_path) == "one"
+    api.merge_pull_request(REPO, 1)
+    merged = api.get_discussion_details(REPO, 1)
+    assert (merged.status, merged.merge_commit_oid) == ("merged", api.model_info(REPO).sha)
+    assert fetch(api, tmp_path) == "two"
+    assert set(api.list_repo_files(REPO)) == {"a.txt", "new.txt", WEIGHTS}
+    assert download(api, tmp_path) == DATA
+    assert fetch(api, tmp_path, first) == "one"
+    with pytest.raises(BadRequestError, match="not a merged one"):
+        api.merge_pull_request(REPO, 1)
+
+
+def test_pull_requests_of_both_accounts(api: HfApi, other: HfApi, server: HubServer) -> None:
+    server.commit(REPO, {"a.txt": b"one"})
+    commit = upload(other, DATA, create_pr=True)
+    assert (commit.pr_num, commit.pr_revision) == (1, "refs/pr/1")
+    upload(other, DATA[1:], revision="refs/pr/1")
+    mine = upload(api, b"two", "a.txt", create_pr=True)
+    for revision in ("main", mine.pr_revision):
+        with pytest.raises(HfHubHTTPError, match="403"):
+            upload(other, DATA[2:], revision=revision)
+    with pytest.raises(HfHubHTTPError, match="403"):
+        other.merge_pull_request(REPO, 1)
+    found = list(api.get_repo_discussions(REPO))
+    assert [(one.num, one.author, one.status) for one in found] == [
+        (2, "user", "open"),
+        (1, "other", "open"),
+    ]
+    assert found[0].repo_type == "model"
+    assert found[0].repo_id == REPO
+    assert [one.num for one in api.get_repo_discussions(REPO, author="other")] == [1]
+    assert api.create_discussion(REPO, "A question").status == "open"
+    kinds = {"pull_request": [2, 1], "discussion": [3], None: [3, 2, 1]}
+    for kind, numbers in kinds.items():
+        found = list(api.get_repo_discussions(REPO, discussion_type=kind))
+        assert [one.num for one in found] == numbers
+    upload(api, b"three", "a.txt")
+    assert api.get_discussion_details(REPO, 2).conflicting_files == ["a.txt"]
+    with pytest.raises(HfHubHTTPError, match="409"):
+        api.merge_pull_request(REPO, 2)
+    api.merge_pull_request(REPO, 1)
+    closed = list(api.get_repo_discussions(REPO, discussion_status="closed"))
+    assert [(one.num, one.status) for one in closed] == [(1, "merged")]
+    with pytest.raises(HfHubHTTPError, match="404"):
+        api.get_discussion_details(REPO, 9)
+
+
+def test_many_discussions_come_in_pages(api: HfApi, server: HubServer) -> None:
+    server.commit(f"datasets/{REPO}", {"a.txt": b"one"})
+    for number in range(23):
+        api.create_pull_request(REPO, f"Number {number}", repo_type="dataset")
+    found = list(api.get_repo_discussions(REPO, repo_type="dataset"))
+    assert [one.num for one in found] == list(range(23, 0, -1))
+    assert counted(server, f"GET /api/datasets/{REPO}/discussions") == 23 + 3
+
+
+def test_collections(api: HfApi, other: HfApi, server: HubServer) -> None:
+    server.commit("user/shown", {"a.txt": b"one"})
+    server.commit("datasets/user/shown", {"a.txt": b"one"})
+    api.create_repo("user/hidden", private=True)
+    made = api.create_collection("Steerings, all", description="Ours")
+    assert (made.title, made.description, made.items) == ("Steerings, all", "Ours", [])
+    slug = made.slug
+    assert slug.startswith("user/steerings-all-")
+    with pytest.raises(HfHubHTTPError, match="409"):
+        api.create_collection("Steerings, all")
+    assert api.create_collection("Steerings, all", exists_ok=True).slug == slug
+    api.add_collection_item(slug, "user/shown", "model", note="First")
+    api.add_collection_item(slug, "user/shown", "dataset")
+    with pytest.raises(HfHubHTTPError, match="409"):
+        api.add_collection_item(slug, "user/shown", "model")
+    with pytest.raises(HfHubHTTPError, match="404"):
+        api.add_collection_item(slug, "user/missing", "model")
+    with pytest.raises(HfHubHTTPError, match="403"):
+        other.add_collection_item(slug, "user/shown", "model")
+    with pytest.raises(HfHubHTTPError, match="403"):
+        other.create_collection("Mine", namespace="user")
+    items = api.add_collection_item(slug, "user/hidden", "model").items
+    assert [(one.item_id, one.item_type, one.note) for one in items] == [
+        ("user/shown", "model", "First"),
+        ("user/shown", "dataset", None),
+        ("user/hidden", "model", None),
+    ]
+    assert len(other.get_collection(slug).items) == 2
+    secret = api.create_collection("Secret", private=True).slug
+    assert [one.slug for one in api.list_collections(owner="user")] == [slug, secret]
+    assert [one.slug for one in api.list_collections(owner="user", token=False)] == [slug]
+    assert [one.slug for one in api.list_collections(item="datasets/user/shown")] == [slug]
+    assert not list(api.list_collections(owner="other"))
+    with pytest.raises(HfHubHTTPError, match="404"):
+        other.get_collection(secret)
+    with pytest.raises(HfHubHTTPError, match="401"):
+        api.get_collection(secret, token=False)
+
+
+def test_another_account_reads_what_is_public_and_writes_its_own(
+    api: HfApi, other: HfApi, server: HubServer, tmp_path: Path
+) -> None:
+    api.create_repo(REPO, private=True)
+    upload(api, DATA)
+    pull = api.create_pull_request(REPO, "Change it")
+    url = f"{server.url}/{REPO}.git/info/lfs/objects/batch"
+    calls: list[Callable[[HfApi], Any]] = [
+        lambda one: one.model_info(REPO),
+        lambda one: download(one, tmp_path / "cache"),
+        lambda one: list(one.get_repo_discussions(REPO)),
+        lambda one: one.get_discussion_details(REPO, pull.num),
+        lambda one: one.create_pull_request(REPO, "Me, too"),
+        lambda one: upload(one, DATA, create_pr=True),
+    ]
+    for call in calls:
+        with pytest.raises(RepositoryNotFoundError, match="404"):
+            call(other)
+    none = HfApi(endpoint=server.url, token=False)
+    for call in calls[:4]:
+        with pytest.raises(RepositoryNotFoundError, match="401"):
+            call(none)
+    for call in calls[4:]:
+        with pytest.raises(HfHubHTTPError, match="401"):
+            call(none)
+    assert get_session().post(url, json={}).status_code == 401
+    assert not list(other.list_models())
+    server.repos[REPO].private = False
+    assert download(other, tmp_path) == DATA
+    writes: list[Callable[[], Any]] = [
+        lambda: upload(other, DATA[1:]),
+        lambda: other.create_tag(REPO, tag="v1"),
+        lambda: other.delete_repo(REPO),
+        lambda: other.create_repo("user/new"),
+        lambda: other.delete_branch(REPO, branch="main"),
+        lambda: other.change_discussion_status(REPO, pull.num, "closed"),
+        lambda: api.create_repo("other/new"),
+    ]
+    for write in writes:
+        with pytest.raises(HfHubHTTPError, match="403"):
+            write()
+    assert other.create_repo("mine").repo_id == "other/mine"
+    upload(other, DATA, repo_id="other/mine")
+    assert [one.author for one in api.list_models()] == ["user", "other"]
 
 
 def test_commit_refuses_a_stale_parent_and_a_tag(api: HfApi, server: HubServer) -> None:
@@ -327,6 +644,62 @@ def test_model_info_reads_the_card(api: HfApi, server: HubServer) -> None:
     assert [(one.rfilename, one.size) for one in info.siblings or []] == [("README.md", len(CARD))]
 
 
+BROKEN = {
+    "tags: [a\n": "Invalid YAML",
+    "license: 3\n": '"license" must be a string',
+    "language: [fr, no]\n": r'"language\[1\]" must be a string',
+    "base_model: {a: b}\n": '"base_model" must be a string',
+    "library_name: [a]\n": '"library_name" must be a string',
+    "- a\n": "must be a mapping",
+}
+
+
+@pytest.mark.parametrize("header", BROKEN)
+def test_a_broken_card_is_refused(api: HfApi, server: HubServer, header: str) -> None:
+    api.create_repo(REPO)
+    card = f"---\n{header}---\n# A card\n"
+    with pytest.raises(ValueError, match=BROKEN[header]):
+        upload(api, card.encode(), "README.md")
+    assert not counted(server, "/commit/")
+    server.commit(REPO, {"README.md": card.encode()})
+    assert api.model_info(REPO).id == REPO  # a card that is there already breaks nothing
+    assert [one.id for one in api.list_models()] == [REPO]
+
+
+def test_card_validation_reads_yaml(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)  # it takes no endpoint
+    ModelCard(CARD).validate()
+    with pytest.raises(ValueError, match=r"license\W+ must be a string"):
+        ModelCard("---\nlicense: 3\n---\n").validate()
+
+
+def test_lists_in_a_card_become_tags(api: HfApi, server: HubServer) -> None:
+    header = """---
+base_model: [user/base, user/second]
+base_model_relation: adapter
+language: [fr, "no"]
+datasets:
+- user/data
+tags: &tags [steered-moe]
+model-index:
+- name: a
+  results: []
+released: 2026-01-02
+---
+"""
+    server.commit(REPO, {"README.md": header.encode()})
+    server.commit("user/base", {"README.md": b"# No header"})
+    names = ("user/base", "user/second")
+    tags = [f"base_model:{name}" for name in names]
+    tags += [f"base_model:adapter:{name}" for name in names]
+    assert api.model_info(REPO).tags == ["fr", "no", "steered-moe", "dataset:user/data", *tags]
+    for tag in (*tags, "steered-moe", "no", ["dataset:user/data", "fr"]):
+        assert [one.id for one in api.list_models(filter=tag)] == [REPO]
+    card = api.model_info(REPO).card_data
+    assert card is not None
+    assert (card.base_model, card["released"]) == (list(names), "2026-01-02")
+
+
 def test_card_without_metadata_gets_a_warning(api: HfApi) -> None:
     api.create_repo(REPO)
     with pytest.warns(UserWarning, match="empty or missing yaml metadata"):
@@ -373,6 +746,183 @@ def test_injected_failure_on_metadata(api: HfApi, server: HubServer, tmp_path: P
     assert fetch(api, tmp_path) == "one"
     server.fail_next("HEAD ")
     assert fetch(api, tmp_path) == "one"  # from the cache
+
+
+def test_failures_happen_as_often_as_asked(
+    api: HfApi, server: HubServer, waits: list[float]
+) -> None:
+    api.create_repo(REPO)
+    server.fail_next("PUT /lfs/", status=500, times=2)
+    upload(api, DATA)
+    assert (counted(server, "PUT"), waits) == (3, [1, 2])
+    server.fail_next("PUT /lfs/", status=503, times=6)  # one more than the client tries again
+    with pytest.raises(RuntimeError, match="Error while uploading") as caught:
+        upload(api, DATA[1:])
+    assert "503" in str(caught.value.__cause__)
+    assert upload(api, DATA[1:]).oid == api.model_info(REPO).sha
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "a.txt"])
+def test_a_cut_download_is_tried_again(
+    api: HfApi, server: HubServer, tmp_path: Path, waits: list[float], name: str
+) -> None:
+    server.commit(REPO, {name: DATA})
+    server.cut_next(name)  # the request by HEAD before it is passed over
+    assert download(api, tmp_path, name) == DATA  # the client fetched it once more, from its start
+    assert (counted(server, "GET"), waits) == (2, [1])
+    server.commit(REPO, {name: DATA[1:]})
+    for _ in range(6):
+        server.cut_next(name)
+    with pytest.raises(RemoteProtocolError, match="received 150000 bytes, expected 300000"):
+        download(api, tmp_path, name)
+    assert not [path for path in tmp_path.rglob("*") if "incomplete" in path.name]
+    assert download(api, tmp_path, name) == DATA[1:]
+
+
+def test_a_cut_download_goes_on_where_it_was_cut(
+    api: HfApi, server: HubServer, tmp_path: Path, waits: list[float], monkeypatch
+) -> None:
+    """The client keeps whole chunks (of 10 MB, here of 1 KB) of what came before the cut."""
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    server.commit(REPO, {WEIGHTS: DATA})
+    server.cut_next("GET /cdn/")
+    server.alter_next("GET /cdn/")  # in the middle of the part that is asked for then
+    expected = bytearray(DATA)
+    expected[(150_000 + len(DATA)) // 2] ^= 0xFF
+    assert download(api, tmp_path) == expected
+
+
+def test_cut_answers_of_the_api(api: HfApi, server: HubServer, waits: list[float]) -> None:
+    api.create_repo(REPO)
+    server.cut_next("GET /api/models/")
+    with pytest.raises(RemoteProtocolError, match="without sending complete message body"):
+        api.model_info(REPO)
+    server.cut_next("/preupload/")
+    upload(api, DATA)
+    assert (counted(server, "/preupload/"), waits) == (2, [1])
+    server.cut_next("/commit/")
+    with pytest.raises(RemoteProtocolError, match="without sending complete message body"):
+        upload(api, DATA[1:])
+    assert len(api.list_repo_commits(REPO)) == 3  # made, although the client does not know it
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "a.txt"])
+def test_an_altered_download_is_not_noticed(
+    api: HfApi, server: HubServer, tmp_path: Path, name: str
+) -> None:
+    """The client compares sizes only, even where the name of the file is its SHA-256."""
+    server.commit(REPO, {name: DATA})
+    server.alter_next(name)
+    data = download(api, tmp_path, name)
+    assert [place for place in range(len(DATA)) if data[place] != DATA[place]] == [150_000]
+    assert download(api, tmp_path, name) == data  # from now on from its cache
+    path = api.hf_hub_download(REPO, name, cache_dir=tmp_path, force_download=True)
+    assert Path(path).read_bytes() == DATA
+
+
+def test_an_altered_answer_of_the_api(api: HfApi, server: HubServer) -> None:
+    server.commit(REPO, {"a.txt": b"one"})
+    server.alter_next("GET /api/models/")
+    with pytest.raises(UnicodeDecodeError):
+        api.model_info(REPO)
+    assert api.model_info(REPO).id == REPO
+
+
+def test_a_connection_that_is_hung_up(
+    api: HfApi, server: HubServer, tmp_path: Path, waits: list[float]
+) -> None:
+    api.create_repo(REPO)
+    for request in ("/preupload/", "objects/batch", "PUT /lfs/", "objects/verify"):
+        server.hang_up_next(request)  # the client repeats all of these
+    upload(api, DATA)
+    assert waits == [1, 1, 1, 1]
+    server.hang_up_next("/commit/")
+    with pytest.raises(RemoteProtocolError, match="Server disconnected"):
+        upload(api, DATA[1:])
+    assert len(api.list_repo_commits(REPO)) == 2
+    server.hang_up_next("HEAD")
+    with pytest.raises(RemoteProtocolError, match="Server disconnected"):
+        download(api, tmp_path)
+    server.hang_up_next("GET /cdn/")
+    assert download(api, tmp_path) == DATA
+    assert len(waits) == 5
+    server.hang_up_next("GET /api/models/")
+    with pytest.raises(RemoteProtocolError, match="Server disconnected"):
+        api.model_info(REPO)
+
+
+def test_a_connection_hung_up_in_the_middle_of_an_upload(
+    api: HfApi, server: HubServer, waits: list[float]
+) -> None:
+    """More bytes than the buffers between the two hold, of which the server reads none."""
+    api.create_repo(REPO)
+    data = DATA * 70
+    server.hang_up_next("PUT")
+    upload(api, data)
+    assert (counted(server, "PUT"), waits) == (2, [1])
+    assert [len(blob.data) for blob in server.repos[REPO].objects.values()] == [len(data)]
+
+
+def test_the_server_stops_during_an_upload(
+    api: HfApi, server: HubServer, tmp_path: Path, waits: list[float]
+) -> None:
+    api.create_repo(REPO)
+    server.stop_at("PUT")
+    with pytest.raises(RuntimeError, match="Error while uploading") as caught:
+        upload(api, DATA)
+    assert isinstance(caught.value.__cause__, ConnectError)
+    assert waits == [1, 2, 4, 8, 8]
+    with pytest.raises(ConnectError, match="refused"):
+        api.model_info(REPO)
+    server.restart()
+    assert api.list_repo_files(REPO) == [".gitattributes"]
+    upload(api, DATA)
+    assert download(api, tmp_path) == DATA
+    server.stop_at("/commit/")
+    with pytest.raises(RemoteProtocolError, match="Server disconnected"):
+        upload(api, DATA[1:])
+    server.restart()
+    server.requests.clear()
+    upload(api, DATA[1:])
+    assert not counted(server, "PUT")  # the bytes are there since the first try
+
+
+def test_the_server_stops_during_a_download(
+    api: HfApi, server: HubServer, tmp_path: Path, waits: list[float]
+) -> None:
+    server.commit(REPO, {WEIGHTS: DATA})
+    server.stop_at("GET /cdn/")
+    with pytest.raises(ConnectError, match="refused"):
+        download(api, tmp_path)
+    assert waits == [1, 1, 1, 1, 1]
+    with pytest.raises(LocalEntryNotFoundError):
+        download(api, tmp_path)
+    server.restart()
+    assert download(api, tmp_path) == DATA
+    server.stop_at("HEAD")
+    with pytest.raises(RemoteProtocolError, match="Server disconnected"):
+        download(api, tmp_path)  # although the file is in the cache
+    assert download(api, tmp_path) == DATA  # from the cache, as the connection is refused
+    server.restart()
+    assert server.requests[-1].startswith("HEAD")
+
+
+def test_a_server_that_comes_back_in_time_is_not_missed(
+    api: HfApi, server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.create_repo(REPO)
+    waits = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if seconds == 2:  # before the second repetition: the server was found gone
+            server.restart()
+
+    monkeypatch.setattr(time, "sleep", wait)
+    server.stop_at("PUT")
+    upload(api, DATA)
+    assert waits == [1, 2]
+    assert download(api, tmp_path) == DATA
 
 
 def test_stopped_server_leaves_only_the_cache(
@@ -426,7 +976,8 @@ def test_transformers_loads_through_the_endpoint(server: HubServer, tmp_path: Pa
         command, env={**outside, **settings}, capture_output=True, text=True, check=False
     )
     assert done.stdout.splitlines() == ["8", "16", "8", "[1]", "True"], done.stderr
-    fetched = {line.rpartition("/")[2] for line in server.requests if line.startswith("GET /user/")}
+    gets = [line for line in server.requests if line.startswith(("GET /user/", "GET /cdn/user/"))]
+    fetched = {line.rpartition("/")[2] for line in gets}
     assert fetched == {"config.json", "tokenizer.json", "tokenizer_config.json"}
     probed = {line.rpartition("/")[2] for line in server.requests if line.startswith("HEAD ")}
     assert probed > fetched  # optional files, which are not there
