@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from typer.testing import CliRunner
 
 from steered_moe import RouterSteering, SteeredMoEForCausalLM
+from steered_moe import hub as hub_module
 from steered_moe.card_text import BEGIN, own_text
 from steered_moe.cli import app
 from steered_moe.errors import BaseModelError, FormatError
@@ -286,6 +287,25 @@ def test_only_the_small_files_are_fetched_before_the_base_is(
     assert names == {"config.json", "steering.safetensors"}
     sizes = [path.stat().st_size for path in cache.rglob("*") if path.is_file()]
     assert sum(sizes) < 10_000
+
+
+def test_both_files_are_of_one_commit(
+    hub: HubServer, folder: Path, repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    push(folder, repo)
+    other = named(folder, "middle", -1.0, tmp_path / "other")
+    download, pushed = hub_module._download, []
+
+    def interrupted(name: str, file: str, *args: object, **kwargs: object) -> Path:
+        path = download(name, file, *args, **kwargs)
+        if not pushed:  # somebody pushes between the two files
+            pushed.append(push(other, repo))
+        return path
+
+    monkeypatch.setattr(hub_module, "_download", interrupted)
+    found = read_repo(fetch(repo, cache_dir=tmp_path / "cache")).steerings
+    assert found == read_repo(folder).steerings
+    assert found != read_repo(fetch(repo, cache_dir=tmp_path / "cache")).steerings
 
 
 def test_another_revision_of_the_base_is_told(
