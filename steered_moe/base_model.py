@@ -17,6 +17,7 @@ from steered_moe.combining import combine
 from steered_moe.configuration import SteeredMoEConfig
 from steered_moe.errors import BaseModelError, FormatError
 from steered_moe.fit import ModelShape, check_fit, check_force
+from steered_moe.quantizer import config_for
 from steered_moe.repo_config import is_path
 from steered_moe.routers import find_routers
 from steered_moe.steering import RouterSteering
@@ -50,6 +51,7 @@ def load_base(
     Raises:
         BaseModelError: Another model type, or wrong layers, experts or top-k.
         RouterError: The base has no router that can be steered.
+        QuantizationError: It cannot be loaded in 4 bit.
     """
     # Left open, transformers would ask on the terminal whether to run code of the base.
     kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
@@ -63,8 +65,22 @@ def load_base(
             "load the base model that the steering names"
         )
     check_base(repo, config, kwargs["trust_remote_code"])
+    _ask_for_4bit(kwargs, config)
     kwargs.setdefault("use_safetensors", True)  # a repo that names a base must not bring a pickle
     return AutoModelForCausalLM.from_pretrained(base, *model_args, revision=revision, **kwargs)
+
+
+def _ask_for_4bit(kwargs: dict[str, Any], config: Any) -> None:
+    """Turn ``load_in_4bit`` or a config of bitsandbytes into one that takes experts along."""
+    dtype = kwargs.get("dtype")
+    quantization = config_for(
+        kwargs.pop("quantization_config", None),
+        kwargs.pop("load_in_4bit", False),
+        config.dtype if dtype in (None, "auto") else dtype,
+        getattr(config, "quantization_config", None),
+    )
+    if quantization is not None:
+        kwargs["quantization_config"] = quantization
 
 
 def check_base(repo: SteeringRepo, config: Any, trust_remote_code: bool = False) -> None:

@@ -31,3 +31,7 @@ class CorpusError(SteeredMoEError, ValueError):
 
 class HubError(SteeredMoEError, OSError):
     """A transfer from or to the Hub that broke off, or a cache folder that cannot be used."""
+
+
+class QuantizationError(SteeredMoEError, ValueError):
+    """A model that cannot be brought to 4 bit, or not in the way that is asked for."""

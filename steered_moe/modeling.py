@@ -80,13 +80,15 @@ class SteeredMoEForCausalLM(SteeringControl):
             base_model: Overrides the recorded base, e.g. with a local copy.
             config: What AutoModel passes; it cannot change the base model.
             kwargs: For ``AutoModelForCausalLM.from_pretrained`` of the base: ``dtype``,
-                ``device_map``, ``attn_implementation``, ``quantization_config``, ``token`` ...
+                ``device_map``, ``attn_implementation``, ``token`` ... ``load_in_4bit=True`` or a
+                ``BitsAndBytesConfig`` as ``quantization_config`` quantizes its experts too.
 
         Raises:
             FormatError: The steering repo is damaged, incomplete or too new.
             BaseModelError: Steering and base do not belong together.
             RouterError: The base has no router that can be steered.
             InterventionError: The edit would have no effect.
+            QuantizationError: The base cannot be loaded in 4 bit.
         """
         kwargs = arguments_for_base(config, kwargs)
         hub_kwargs = {name: kwargs[name] for name in hub.KWARGS if name in kwargs}
