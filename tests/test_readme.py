@@ -82,7 +82,7 @@ def test_every_block_and_command_is_covered():
     assert others == ["pip install -e ."]  # what `make demo` and `make test` do as well
     assert len(SCRIPTS) == 3
     assert {kind for kind, _ in BLOCKS} == {"python", "text", "bash"}
-    assert len(PYTHON) == 4
+    assert len(PYTHON) == 5
     assert set(MAKE) == {"make demo", "make test"}
 
 
