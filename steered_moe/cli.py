@@ -21,6 +21,7 @@ from steered_moe.generation import Comparison, Counter, compare
 from steered_moe.heat_map import heat_map
 from steered_moe.hub_commands import list_command, pull, push
 from steered_moe.literature import EDITS, cited
+from steered_moe.loading import check_dtype
 from steered_moe.modeling import SteeredMoEForCausalLM
 from steered_moe.profile_command import profile
 from steered_moe.select_command import select
@@ -135,6 +136,7 @@ def _lines_of(file: Path | None) -> list[str]:
 def _load(
     repo: str, strength: float | None, base_model: str | None, dtype: str, device_map: str | None
 ) -> tuple[SteeredMoEForCausalLM, Any]:
+    check_dtype(dtype)
     options: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     model = SteeredMoEForCausalLM.from_pretrained(
         named_repo(repo), strength=strength, base_model=base_model, dtype=dtype, **options

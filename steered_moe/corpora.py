@@ -13,7 +13,16 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from steered_moe.errors import CorpusError
-from steered_moe.text_files import MARK, Record, fitting, local_files, read_file, row_of, text_of
+from steered_moe.text_files import (
+    MARK,
+    Record,
+    fitting,
+    local_files,
+    read_file,
+    row_of,
+    text_of,
+    with_codes,
+)
 
 Texts = dict[str, list[str]]
 
@@ -78,7 +87,8 @@ def read_texts(
         source: A path with ``{language}`` in it, to ``.txt``, ``.tsv`` or ``.jsonl`` files; a
             folder of such files; a name in `KNOWN`; or another dataset on the Hub, as
             ``hub:owner/name`` or ``hub:owner/name/config``; ``{language}`` may be in the config.
-        languages: Which ones, and their order; all of them if it is None.
+        languages: Which ones, and their order; if it is None, all, of local files those whose name
+            is a language code such as ``en``, ``zh-CN`` or ``arb_Arab``.
         columns: Fields of a dataset or of ``.jsonl`` lines, or numbers from 0 of ``.tsv`` columns;
             several are joined by a line break. Left out, it is what `KNOWN` says, the first
             column of ``.tsv``, and the field "text", or the only one, of ``.jsonl``.
@@ -87,7 +97,8 @@ def read_texts(
         limit: Keep the first rows of each language only.
 
     Raises:
-        CorpusError: What cannot be read, is empty, blank or not parallel; nothing is skipped.
+        CorpusError: What cannot be read, is empty, blank or not parallel; no row is skipped. Files
+            of a folder that are not read are named in a warning.
     """
     if limit is not None and limit < 1:
         raise CorpusError(f"a limit of {limit} leaves no row")
@@ -129,6 +140,8 @@ def _several(values: Any) -> Sequence[Any]:
 
 def _read_local(source: str, wanted: Sequence[str] | None, columns: Sequence[str]) -> Texts:
     there = local_files(source)
+    if wanted is None:
+        there = with_codes(source, there)
     chosen = _chosen(there, wanted, source)
     return {language: read_file(Path(there[language]), columns) for language in chosen}
 

@@ -9,15 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from steered_moe.errors import FormatError
-
-REQUIRED = ("counts", "tokens")
-_BY_EXPERT = ("weight_sums", "frequency_sums")
-_BY_LAYER = ("entropy_sums", "consistency_sums")
-OPTIONAL = ("sequences", *_BY_EXPERT, *_BY_LAYER, "probabilities")
+from steered_moe.profile_checks import OPTIONAL, REQUIRED, checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +35,14 @@ class RoutingProfile:
             overlap of two tokens' selected experts (2510.04694 Sec. 4.4), or None.
         probabilities: float32 ``(languages, sequences, layers, experts)``: each text's mean
             softmax over all experts (2510.04694 Eq. 1), texts parallel over languages, or None.
-        about: What was profiled, for the record: model, revision, texts; JSON values only.
+        about: What was profiled, for the record; JSON values only. `profile_in_shards` writes
+            model, revision, corpus, dtype, the sha256 of model, tokenizer and texts, and those of
+            columns, split, data_revision, limit, languages, chat, template_tokens,
+            generation_prompt and template_kwargs that are not the default.
 
     Raises:
-        FormatError: Shapes that do not agree, or numbers that no count can be.
+        FormatError: Shapes that do not agree, a language or layer that is there twice, or numbers
+            that no count can be: negative ones, an expert selected more often than tokens seen.
     """
 
     languages: tuple[str, ...]
@@ -59,33 +58,8 @@ class RoutingProfile:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        expected = (len(self.languages), len(self.layers))
-        shapes = [tuple(getattr(self, name).shape) for name in REQUIRED]
-        if len(shapes[0]) != 3 or shapes[0][:2] != expected or shapes[1] != expected:
-            raise FormatError(
-                f"a profile of {expected[0]} languages and {expected[1]} layers cannot have "
-                f"shapes {dict(zip(REQUIRED, shapes, strict=True))}"
-            )
-        self._check_optional(shapes[0])
-        for name in (*REQUIRED, *OPTIONAL):
-            if (tensor := getattr(self, name)) is None:
-                continue
-            tensor = tensor.to(torch.float32 if name == "probabilities" else torch.float64)
-            if not torch.isfinite(tensor).all() or (tensor < 0).any():
-                raise FormatError(f"{name} of a profile holds negative or non-finite numbers")
+        for name, tensor in checked(self.languages, self.layers, self.tensors()).items():
             object.__setattr__(self, name, tensor)
-
-    def _check_optional(self, shape: tuple[int, ...]) -> None:
-        languages, layers, experts = shape
-        expected: dict[str, tuple[int, ...]] = {"sequences": (languages,)}
-        expected |= dict.fromkeys(_BY_EXPERT, shape) | dict.fromkeys(_BY_LAYER, shape[:2])
-        if self.probabilities is not None:
-            texts = self.probabilities.shape[1] if self.probabilities.dim() > 1 else 0
-            expected["probabilities"] = (languages, texts, layers, experts)
-        for name, wanted in expected.items():
-            tensor = getattr(self, name)
-            if tensor is not None and tuple(tensor.shape) != wanted:
-                raise FormatError(f"{name} of a profile is {tuple(tensor.shape)}, not {wanted}")
 
     @property
     def num_experts(self) -> int:
@@ -97,9 +71,9 @@ class RoutingProfile:
         """Experts selected per token, from the counts.
 
         Raises:
-            FormatError: Layers or languages differ in it.
+            FormatError: Layers or languages differ in it, or a language has no tokens.
         """
-        per_token = (self.counts.sum(dim=-1) / self.tokens.clamp_min(1)).round()
+        per_token = self.frequency.sum(dim=-1).round()
         found = sorted(set(per_token.flatten().tolist()))
         if len(found) != 1:
             raise FormatError(f"top-k differs between layers: {found}")
@@ -110,8 +84,12 @@ class RoutingProfile:
         """float64 ``(languages, layers, experts)``: share of tokens that selected the expert.
 
         A row sums to top-k (2601.14050, `activation_tokens / total_tokens`).
+
+        Raises:
+            FormatError: A language has no tokens; names it.
         """
-        return self.counts / self.tokens.unsqueeze(-1).clamp_min(1)
+        self._check_seen(self.tokens, "tokens")
+        return self.counts / self.tokens.unsqueeze(-1)
 
     @property
     def mean_frequency(self) -> Tensor:
@@ -148,16 +126,30 @@ class RoutingProfile:
                 f"this profile has sums over tokens only, no {name}; profile the texts with "
                 "profile_texts"
             )
-        texts = self.sequences.reshape(-1, *[1] * (sums.dim() - 1))
-        return sums / texts.clamp_min(1)
+        self._check_seen(self.sequences.unsqueeze(1), "texts")
+        return sums / self.sequences.reshape(-1, *[1] * (sums.dim() - 1))
+
+    def _check_seen(self, seen: Tensor, what: str) -> None:
+        """Refuse languages of which nothing was seen in some layer: nothing is known of them."""
+        none = (seen == 0).any(dim=1).tolist()
+        if names := [name for name, empty in zip(self.languages, none, strict=True) if empty]:
+            raise FormatError(
+                f"the profile has no {what} of {', '.join(names)}; choose the others with of()"
+            )
 
     @property
     def routing_distributions(self) -> Tensor:
         """``(languages, sequences, layers, experts)``: `probabilities` where they were kept, else
-        one row per language: its frequency over top-k. Each sums to 1 over experts."""
+        one row per language: its frequency over top-k. Each sums to 1 over experts.
+
+        Raises:
+            FormatError: A language has no tokens; names it.
+        """
         if self.probabilities is not None:
             return self.probabilities
-        frequency = self.counts / self.counts.sum(dim=-1, keepdim=True).clamp_min(1)
+        selected = self.counts.sum(dim=-1, keepdim=True)
+        self._check_seen(selected.squeeze(-1), "tokens")
+        frequency = self.counts / selected
         return frequency.unsqueeze(1)
 
     def of(self, languages: Sequence[str]) -> RoutingProfile:
@@ -193,31 +185,14 @@ class RoutingProfile:
         """Both profiles as if they had been one run; languages of either, those of ``self`` first.
 
         Raises:
-            FormatError: Different models, or one has sums that the other lacks.
+            FormatError: Different models or revisions, texts put to them in different ways
+                (chat, template_tokens, dtype ...), or one has sums that the other lacks.
         """
         if not isinstance(other, RoutingProfile):
             return NotImplemented
-        mine, theirs = self.tensors(), other.tensors()
-        kinds = [
-            (p.about.get("model"), p.layers, p.num_experts, sorted(p.tensors()))
-            for p in (self, other)
-        ]
-        if kinds[0] != kinds[1]:
-            raise FormatError(
-                "profiles of different models or kinds cannot be added: model, layers, experts "
-                f"and sums are {kinds[0]} and {kinds[1]}"
-            )
-        languages = tuple(dict.fromkeys(self.languages + other.languages))
-        if "probabilities" in mine and self.languages != other.languages:
-            raise FormatError("profiles that keep sequences add up over the same languages only")
-        sums = {
-            name: _summed(languages, (self, mine[name]), (other, theirs[name]))
-            for name in mine
-            if name != "probabilities"
-        }
-        if "probabilities" in mine:
-            sums["probabilities"] = torch.cat([mine["probabilities"], theirs["probabilities"]], 1)
-        return RoutingProfile(languages, self.layers, **sums, about=self.about)
+        from steered_moe.merging import add
+
+        return add(self, other)
 
     def save(self, folder: str | Path) -> None:
         """Write ``profile.json`` and ``profile.safetensors``."""
@@ -230,7 +205,8 @@ class RoutingProfile:
         """Read what `save` wrote.
 
         Raises:
-            FormatError: A file is missing, damaged or of a newer format.
+            FormatError: A file is missing, damaged or of a newer format, or the two files are not
+                of one profile.
         """
         from steered_moe.profile_files import read_profile
 
@@ -241,10 +217,13 @@ class RoutingProfile:
         """Import the files that the routing recorder of 2601.14050 writes, one per language.
 
         Each ``<corpus>_<language>.json`` holds ``{layer: {expert: {activation_tokens,
-        gate_values_sum}, total_tokens}}``.
+        gate_values_sum}, total_tokens}}``. The language is the code that the name ends in, with
+        its script and region (``global_mmlu_zh`` is zh, ``mgsm_zho_Hans`` zho_Hans), or, where no
+        code is, what follows the last underscore.
 
         Raises:
-            FormatError: No such file, or files that do not agree in layers and experts.
+            FormatError: No such file, two of one language, or files that do not agree in layers
+                and experts.
         """
         from steered_moe.recorder import read_recordings
 
@@ -259,6 +238,7 @@ class RoutingProfile:
         language: str = "language",
         count: str = "count",
         where: Mapping[str, str] | None = None,
+        num_experts: int | None = None,
     ) -> RoutingProfile:
         """Import a table of selection counts: ``.tsv`` or ``.csv``, a header, a row per expert.
 
@@ -271,18 +251,11 @@ class RoutingProfile:
             language: Column of the language, or of whatever takes its place, such as a domain.
             count: Column of the number of tokens that selected the expert.
             where: Column -> value of the rows to read; all by default.
+            num_experts: Experts per layer; by default up to the last one that is in the table.
 
         Raises:
             FormatError: Names the file, and the line or column.
         """
         from steered_moe.recorder import read_table
 
-        return read_table(Path(file), top_k, language, count, where or {})
-
-
-def _summed(languages: Sequence[str], *parts: tuple[RoutingProfile, Tensor]) -> Tensor:
-    """Rows by language, summed over the profiles that have the language."""
-    total = torch.zeros(len(languages), *parts[0][1].shape[1:], dtype=torch.float64)
-    for profile, tensor in parts:
-        total[[languages.index(language) for language in profile.languages]] += tensor
-    return total
+        return read_table(Path(file), top_k, language, count, where or {}, num_experts)

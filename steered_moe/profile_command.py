@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steered_moe import hub
+from steered_moe.chat import Form
 from steered_moe.corpora import read_texts
-from steered_moe.embedded import named_model
-from steered_moe.shards import profile_in_shards
+from steered_moe.loading import check_dtype, check_model, load_model
+from steered_moe.shards import check_folder, profile_in_shards
 from steered_moe.terminal import console, errors, progress, table_of
 
 Model = Annotated[
@@ -33,6 +33,10 @@ DataRevision = Annotated[str | None, typer.Option(help="Revision of a dataset on
 Limit = Annotated[int | None, typer.Option(min=1, help="First rows of each language only.")]
 Chat = Annotated[bool, typer.Option(help="Put each text into the chat template.")]
 Template = Annotated[bool, typer.Option(help="Count the tokens of the chat template, too.")]
+Prompt = Annotated[
+    bool, typer.Option(help="End a chat with what the template puts before an answer.")
+]
+Thinking = Annotated[bool, typer.Option(help="Leave enable_thinking of the template as it is.")]
 Sequences = Annotated[
     bool, typer.Option(help="Keep each text's mean routing, which divergence by Eq. 2 needs.")
 ]
@@ -52,6 +56,8 @@ def profile(
     limit: Limit = None,
     chat: Chat = False,
     template_tokens: Template = True,
+    generation_prompt: Prompt = True,
+    thinking: Thinking = True,
     keep_sequences: Sequences = True,
     batch_size: BatchSize = 16,
     dtype: Dtype = "auto",
@@ -59,15 +65,18 @@ def profile(
 ) -> None:
     """Measure how a model routes texts; after an interruption, the same command goes on."""
     with errors():
-        texts = read_texts(
-            data,
-            _split(languages),
-            columns=_split(columns),
-            split=split,
-            revision=data_revision,
-            limit=limit,
-        )
+        form: dict[str, Any] = {"chat": chat, "template_tokens": template_tokens}
+        form |= {"generation_prompt": generation_prompt}
+        form |= {"template_kwargs": None if thinking else {"enable_thinking": False}}
+        Form(**form)
+        check_folder(out)
+        check_dtype(dtype)
+        check_model(model)
+        which: dict[str, Any] = {"columns": _split(columns), "split": split, "limit": limit}
+        texts = read_texts(data, _split(languages), revision=data_revision, **which)
         loaded, tokenizer, revision = load_model(model, dtype, device_map)
+        about = {"model": hub.split(model)[0], "revision": revision, "corpus": data}
+        which |= {"data_revision": data_revision, "languages": _split(languages)}
         rows = sum(map(len, texts.values()))
         with progress("profiling", rows) as tick:
             found = profile_in_shards(
@@ -75,12 +84,11 @@ def profile(
                 tokenizer,
                 texts,
                 out,
-                about={"model": hub.split(model)[0], "revision": revision, "corpus": data},
+                about=about | {name: value for name, value in which.items() if value is not None},
                 tick=tick,
                 batch_size=batch_size,
                 keep_sequences=keep_sequences,
-                chat=chat,
-                template_tokens=template_tokens,
+                **form,
             )
     shown = {
         "languages": ", ".join(found.languages),
@@ -91,17 +99,6 @@ def profile(
         "sha256": found.fingerprint[:16],
     }
     console.print(table_of(f"profile {escape(str(out))}", shown))
-
-
-def load_model(name: str, dtype: str, device_map: str | None) -> tuple[Any, Any, str | None]:
-    """A model of transformers, its tokenizer and its commit on the Hub."""
-    place, revision = hub.split(named_model(name))
-    options: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
-    model = AutoModelForCausalLM.from_pretrained(
-        place, revision=revision, dtype=dtype, trust_remote_code=False, **options
-    )
-    tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
-    return model.eval(), tokenizer, hub.commit_of(place, revision)
 
 
 def _split(names: str | None) -> list[str] | None:

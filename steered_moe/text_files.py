@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from glob import escape
@@ -11,9 +12,13 @@ from typing import Any
 
 from steered_moe.errors import CorpusError
 
+logger = logging.getLogger(__name__)
+
 MARK = "{language}"
 """What stands for the language in a path or in the name of a config."""
 ENDINGS = (".txt", ".tsv", ".jsonl")
+CODE = r"[a-z]{2,3}(?:[-_][A-Z][a-z]{3})?(?:[-_](?:[A-Z]{2}|[a-z]{2}|[0-9]{3}))?"
+"""A language code of BCP 47 or of FLORES: language, script and region, as in zh-CN or arb_Arab."""
 Record = Mapping[str, Any]
 
 
@@ -45,6 +50,29 @@ def local_files(source: str) -> dict[str, str]:
     if not there:
         raise CorpusError(f"no file fits {' or '.join(patterns)}")
     return dict(sorted(there.items()))
+
+
+def with_codes(source: str, there: Mapping[str, str]) -> dict[str, str]:
+    """The files whose language looks like a code; the others are named in a warning.
+
+    Args:
+        source: A path with ``{language}`` in it, or a folder, of which every file counts.
+        there: Its files by language, from `local_files`.
+
+    Raises:
+        CorpusError: No language looks like a code.
+    """
+    kept = {code: file for code, file in there.items() if re.fullmatch(CODE, code)}
+    beside = [] if MARK in source else Path(source).iterdir()
+    files = {path.as_posix() for path in beside if path.is_file() and path.name[0] != "."}
+    left = sorted((files | set(there.values())) - set(kept.values()))
+    names = ", ".join(Path(file).name for file in left[:20])
+    advice = f"a file that is read ends in {', '.join(ENDINGS)} and its name is a language code"
+    if not kept:
+        raise CorpusError(f"{source}: {advice}, not {names}; other names have to be asked for")
+    if left:
+        logger.warning("%s: not read: %s; %s, or is asked for by name", source, names, advice)
+    return kept
 
 
 def _files_like(pattern: str) -> list[str]:
@@ -159,4 +187,6 @@ def text_of(place: str, record: Record, column: str) -> str:
     value = record[column]
     if not isinstance(value, str):
         raise CorpusError(f"{place}: column {column} is no text but {value!r:.60}")
+    if re.search("[\ud800-\udfff]", value):
+        raise CorpusError(f"{place}: column {column} has half a character (a lone surrogate)")
     return value

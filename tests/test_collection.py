@@ -10,13 +10,13 @@ import pytest
 import torch
 from observe import observe
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from steered_moe import RouterSteering, RoutingProfile, attach
 from steered_moe.collection import RoutingCollector, profile_generation, profile_texts
 from steered_moe.consistency import consistency_of, token_pairs
 from steered_moe.errors import FormatError
-from steered_moe.recording import watch_routing
+from steered_moe.recording import record_selections, watch_routing
 
 TEXTS = {
     "en": ["A router sends each token", "experts", "of its many experts to a few words of a text"],
@@ -148,12 +148,46 @@ def test_save_and_load_keep_everything(model: nn.Module, tokenizer, tmp_path: Pa
         ({}, "no texts"),
         ({"en": ["a"], "fr": []}, "no texts in fr"),
         ({"en": ["a", "b"], "fr": ["c"]}, "as many rows"),
-        ({"en": ["a", ""]}, "has no token"),
+        ({"en": ["a", ""]}, "en, row 1 is '', a blank text"),
+        ({"en": ["a", " \n"]}, "en, row 1 is .* a blank text"),
+        ({"en": "text"}, r"en: one text instead of a list; give \['...'\]"),
+        ({"en": ["a", 5]}, "en, row 1 is no text but 5"),
+        ({"en": ["a \ud800"]}, "en, row 0 is not valid Unicode at character 2"),
     ],
 )
 def test_bad_texts_are_refused(model: nn.Module, tokenizer, texts: dict, says: str):
     with pytest.raises(FormatError, match=says):
         profile_texts(model, tokenizer, texts, keep_sequences=True)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_has_at_least_one_text(model: nn.Module, tokenizer, batch_size: int):
+    for profiled in (profile_texts, profile_generation):
+        with pytest.raises(FormatError, match=f"batch_size is {batch_size}"):
+            profiled(model, tokenizer, TEXTS, batch_size=batch_size)
+
+
+def test_every_row_is_looked_at_before_the_first_is_run(model: nn.Module, tokenizer):
+    texts = {"en": ["a"] * 5, "fr": ["a"] * 4 + ["un mot " * 99]}
+    model.config.max_position_embeddings = 64
+    seen = []
+    for profiled in (profile_texts, profile_generation):
+        with pytest.raises(FormatError, match=r"fr, row 4: 'un mot .* tokens"):
+            profiled(model, tokenizer, texts, batch_size=1, tick=seen.append)
+    assert seen == []
+
+
+def test_the_record_says_how_it_was_measured(model: nn.Module, tokenizer):
+    assert profile_texts(model, tokenizer, TEXTS).about == {"dtype": "float32"}
+    chat = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    chat.chat_template = "{{ messages[0]['content'] }}"
+    options = {"chat": True, "template_tokens": False, "generation_prompt": False}
+    kwargs = {"enable_thinking": False}
+    found = profile_texts(model, chat, TEXTS, **options, template_kwargs=kwargs)
+    assert found.about == {"dtype": "float32", **options, "template_kwargs": kwargs}
+    half = profile_texts(model.bfloat16(), tokenizer, TEXTS)
+    with pytest.raises(FormatError, match=r"dtype \('float32', 'bfloat16'\)"):
+        found + half
 
 
 def test_shards_add_up_to_one_run(model: nn.Module, tokenizer):
@@ -224,7 +258,7 @@ def test_prompt_and_answer_are_counted_apart(model: nn.Module, tokenizer):
     )
     alone = profile_texts(model, tokenizer, prompts)
     assert torch.equal(prompt.counts, alone.counts)
-    assert answer.tokens[0, 0] == 10
+    assert answer.tokens[0, 0] == 8
     assert torch.equal(answer.counts.sum(-1), 4 * answer.tokens)
     tokenizer.padding_side = "left"
     inputs = tokenizer(prompts["en"], return_tensors="pt", padding=True)
@@ -234,24 +268,98 @@ def test_prompt_and_answer_are_counted_apart(model: nn.Module, tokenizer):
         seen[router.layer] += torch.bincount(routing.selected.flatten(), minlength=16)
 
     with watch_routing(model, count):  # what generate itself routes: its last token never enters
-        output = model.generate(**inputs, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+        model.generate(**inputs, max_new_tokens=5, min_new_tokens=5, do_sample=False)
         inside = seen.clone()
         with torch.no_grad():
             model(inputs["input_ids"], attention_mask=inputs["attention_mask"])
-    decoded = inside - (seen - inside)
-    last = RoutingCollector(model)
-    mask = torch.zeros_like(output)
-    mask[:, -1] = 1
-    attention = torch.cat([inputs["attention_mask"], torch.ones(2, 5, dtype=torch.int64)], dim=1)
-    with last.batch(mask), torch.no_grad():
-        model(output, attention_mask=attention)
-    assert torch.equal(decoded + last.profile("en").counts[0], answer.counts[0])
+    assert torch.equal(inside - (seen - inside), answer.counts[0])
 
 
-def test_an_answer_ends_with_its_end(model: nn.Module, tokenizer):
+def generated_alone(model: nn.Module, tokenizer, prompts: list[str], **options):
+    """What a recorder sees while generate answers each prompt alone: prompt, answer."""
+    parts = torch.zeros(2, 6, 16), [0, 0]
+    for prompt in prompts:
+        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        with record_selections(model) as seen:
+            model.generate(**inputs, do_sample=False, **options)
+        for layer, passes in seen.items():
+            for i, selected in enumerate(passes):
+                which = int(i > 0)
+                parts[0][which, layer] += torch.bincount(selected.flatten(), minlength=16)
+                parts[1][which] += len(selected) * (layer == 0)
+    return parts
+
+
+def fourth_token(model: nn.Module, tokenizer, prompt: str) -> int:
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    output = model.generate(**inputs, max_new_tokens=9, do_sample=False, eos_token_id=None)
+    return int(output[0, inputs["input_ids"].shape[1] + 3])
+
+
+@pytest.mark.parametrize("told", ["kwargs", "config of kwargs", "config of the model", "none"])
+def test_answers_end_where_generate_ends_them(model: nn.Module, tokenizer, told: str):
+    """The counts are those of a live recorder, whoever says what ends an answer."""
+    prompts = TEXTS["en"]
+    end = fourth_token(model, tokenizer, prompts[0])
+    options: dict = {"max_new_tokens": 9}
+    if told == "kwargs":
+        options["eos_token_id"] = [end, 7]
+    elif told == "config of kwargs":
+        options = {"generation_config": GenerationConfig(max_new_tokens=9, eos_token_id=end)}
+    elif told == "config of the model":
+        model.generation_config.eos_token_id = torch.tensor([end, 7])
+    else:
+        options["eos_token_id"] = None
+    counts, tokens = generated_alone(model, tokenizer, prompts, **options)
+    found = profile_generation(model, tokenizer, {"en": prompts}, batch_size=3, **options)
+    assert [int(part.tokens[0, 0]) for part in found] == tokens
+    for part, expected in zip(found, counts, strict=True):
+        assert torch.equal(part.counts[0], expected.double())
+    assert (tokens[1] == 24) == (told == "none")  # 8 of 9 tokens in each answer
+
+
+def test_an_answer_that_is_only_its_end_has_no_routing(model: nn.Module, tokenizer):
     model.generation_config.eos_token_id = list(range(320))  # every token ends the text
     _, answer = profile_generation(model, tokenizer, {"en": ["A router"]}, max_new_tokens=5)
-    assert answer.tokens[0, 0] == 1
+    assert (answer.tokens[0, 0], answer.sequences[0]) == (0, 0)
+    assert not any(tensor.any() for tensor in answer.tensors().values())
+    with pytest.raises(FormatError, match="no tokens of en"):
+        answer.frequency  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_return_sequences": 2, "do_sample": True},
+        {"num_beams": 2},
+        {"return_dict_in_generate": True},
+        {"stop_strings": ["a"]},
+        {"stopping_criteria": [lambda ids, scores: False]},
+        {"input_ids": torch.ones(1, 1, dtype=torch.int64)},
+    ],
+)
+def test_settings_of_generate_that_cannot_be_told(model: nn.Module, tokenizer, options: dict):
+    name = next(iter(options))
+    with pytest.raises(FormatError, match=f"cannot work with {name}"):
+        profile_generation(model, tokenizer, {"en": ["A router"]}, max_new_tokens=2, **options)
+    if name == "num_beams":
+        model.generation_config.num_beams = 3
+        with pytest.raises(FormatError, match="cannot work with num_beams=3"):
+            profile_generation(model, tokenizer, {"en": ["A router"]}, max_new_tokens=2)
+
+
+def test_an_answer_has_to_fit_into_the_context(model: nn.Module, tokenizer):
+    length = len(tokenizer("A router")["input_ids"])
+    model.config.max_position_embeddings = length + 4
+    prompts = {"en": ["A router"]}
+    profile_generation(model, tokenizer, prompts, max_new_tokens=4)
+    profile_generation(model, tokenizer, prompts, max_length=length + 4)
+    with pytest.raises(FormatError, match=f"has {length} tokens and 5 more for the answer"):
+        profile_generation(model, tokenizer, prompts, max_new_tokens=5)
+    with pytest.raises(FormatError, match="20 more for the answer"):
+        profile_generation(model, tokenizer, prompts)
+    with pytest.raises(FormatError, match=f"max_length is {length + 5}"):
+        profile_generation(model, tokenizer, prompts, max_length=length + 5)
 
 
 def test_no_tensor_of_a_batch_outlives_it(model: nn.Module, tokenizer):

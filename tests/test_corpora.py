@@ -183,6 +183,10 @@ REFUSED: dict[str, tuple[str, str | bytes, str | bytes, dict[str, Any], str]] = 
         "en.jsonl", TWO + '{"txt": "c"}\n', TWO, {}, "line 3 has no column text; it has txt"
     ),
     "no text": ("en.jsonl", '{"text": 5}', '{"text": "5"}', {}, "column text is no text but 5"),
+    "half a character": (
+        "en.jsonl", '{"text": "a \\ud800"}', '{"text": "\\ud83d\\ude00"}', {},
+        "line 1: column text has half a character",
+    ),
     "null": ("en.jsonl", '{"text": null}', TWO, {}, "column text is no text but None"),
     "which field": (
         "en.jsonl", '{"a": "x", "b": "y"}', '{"a": "x"}', {}, "say which columns .* it has a, b"
@@ -231,6 +235,38 @@ def test_check_parallel() -> None:
     with pytest.raises(CorpusError, match="no language"):
         check_parallel({})
     assert issubclass(CorpusError, SteeredMoEError)
+
+
+def test_files_that_are_not_read_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    codes = ("en", "yue", "zh-CN", "pt_br", "es-419", "arb_Arab", "sr-Latn-RS")
+    write(tmp_path, {f"{code}.txt": "a\n" for code in codes})
+    with caplog.at_level("WARNING"):
+        assert set(read_texts(tmp_path)) == set(codes)
+    assert caplog.text == ""
+    odd = ("fr.TXT", "es.csv", "README.txt", "LICENSE", "NOTES.jsonl", "english.txt")
+    write(tmp_path, dict.fromkeys((*odd, ".hidden.txt"), "a\n"))
+    with caplog.at_level("WARNING"):
+        assert set(read_texts(tmp_path)) == set(codes)
+    for name in odd:
+        assert name in caplog.text
+    assert "hidden" not in caplog.text
+    assert "en.txt" not in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        assert set(read_texts(f"{tmp_path}/{{language}}.txt")) == set(codes)
+    assert "README.txt, english.txt" in caplog.text
+    caplog.clear()
+    assert set(read_texts(tmp_path, ["english", "en"])) == {"english", "en"}
+    assert caplog.text == ""  # others were not asked for
+
+
+def test_a_folder_without_a_language(tmp_path: Path) -> None:
+    write(tmp_path, {"README.txt": "a\n", "x.md": "b"})
+    with pytest.raises(CorpusError, match=r"language code, not README\.txt, x\.md"):
+        read_texts(tmp_path)
+    assert read_texts(tmp_path, "README") == {"README": ["a"]}
 
 
 # The real data beside the project

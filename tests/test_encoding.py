@@ -12,7 +12,7 @@ from observe import observe
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from steered_moe.collection import profile_generation, profile_texts
-from steered_moe.encoding import as_chats, encode_rows, input_device
+from steered_moe.encoding import as_chats, encode, encode_rows, input_device
 from steered_moe.errors import FormatError
 
 BASE = ROOT / "examples" / "tiny_multilingual_moe" / "base"
@@ -111,6 +111,99 @@ def test_a_tokenizer_without_padding_token_pads(model, tiny: Path):
     expected = counted(model, tokenizer, ROWS)
     tokenizer.pad_token = None
     assert counted(model, tokenizer, ROWS) == expected
+    assert encode(tokenizer, ROWS)["input_ids"].shape[0] == 2
+    assert tokenizer.pad_token is None  # it is the caller's
+
+
+def test_padding_is_that_of_the_tokenizer(model, tokenizer):
+    for side in ("left", "right"):
+        inputs, _ = encode_rows(model, tokenizer, ROWS, padding_side=side)
+        expected = tokenizer(
+            ROWS, return_tensors="pt", padding=True, padding_side=side, return_token_type_ids=False
+        )
+        assert set(inputs) == set(expected)
+        for name, tensor in inputs.items():
+            assert torch.equal(tensor, expected[name])
+        assert (inputs["attention_mask"] == 0).any()
+
+
+TAIL = "<|u|>{{ messages[0]['content'] | trim }}<|a|> assistant: a router sends an answer"
+
+
+@pytest.mark.parametrize("row", ["answer", "a router", "a", "|", "router sends an answer"])
+def test_a_row_that_the_template_also_says_is_found_in_its_place(model, tokenizer, row: str):
+    chat = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    chat.chat_template = TAIL
+    inputs, mask = encode_rows(model, chat, [row], chat=True, template_tokens=False)
+    whole = TAIL.replace("{{ messages[0]['content'] | trim }}", row)
+    encoded = chat(whole, add_special_tokens=False, return_offsets_mapping=True)
+    offsets = encoded["offset_mapping"]
+    start, end = len("<|u|>"), len("<|u|>") + len(row)
+    expected = [a < end and b > start for a, b in offsets]
+    assert len(offsets) == inputs["input_ids"].shape[1]
+    assert mask[0].tolist() == expected
+    assert any(expected)
+    assert not all(expected)
+
+
+THINK = (
+    "<{{ messages[0]['content'] }}>{% if add_generation_prompt %}A:{% if enable_thinking is "
+    "defined and not enable_thinking %}[no thoughts]{% endif %}{% endif %}"
+)
+
+
+def test_what_a_template_puts_before_an_answer(model, tokenizer):
+    chat = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    chat.chat_template = THINK
+    quiet = {"enable_thinking": False}
+    for options, whole in (
+        ({}, "<un>A:"),
+        ({"generation_prompt": False}, "<un>"),
+        ({"template_kwargs": quiet}, "<un>A:[no thoughts]"),
+        ({"template_kwargs": quiet, "generation_prompt": False}, "<un>"),
+    ):
+        assert counted(model, chat, ["un"], chat=True, **options) == [whole]
+        assert chat.decode(encode(chat, ["un"], **options)["input_ids"][0]) == whole
+        profile = profile_texts(model, chat, {"en": ["un"]}, chat=True, **options)
+        assert profile.tokens[0, 0] == len(chat(whole, add_special_tokens=False)["input_ids"])
+    prompt, _ = profile_generation(
+        model, chat, {"en": ["un"]}, chat=True, template_kwargs=quiet, max_new_tokens=2
+    )
+    whole = chat("<un>A:[no thoughts]", add_special_tokens=False)["input_ids"]
+    assert prompt.tokens[0, 0] == len(whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"template_tokens": False}, r"template_tokens say how .* set chat=True \(--chat\)"),
+        ({"generation_prompt": False}, "generation_prompt say how"),
+        ({"template_kwargs": {"a": 1}}, "template_kwargs say how"),
+        ({"chat": True, "template_kwargs": {"tokenize": True}}, "cannot set tokenize"),
+        ({"chat": True, "template_kwargs": {"a": {1}}}, "are not JSON values"),
+    ],
+)
+def test_settings_of_a_template_that_cannot_be_met(model, chat_tokenizer, options, says: str):
+    with pytest.raises(FormatError, match=says):
+        encode_rows(model, chat_tokenizer, ROWS, **options)
+
+
+def test_a_template_that_refuses_and_a_slow_tokenizer(model, tokenizer):
+    chat = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    chat.chat_template = "{{ raise_exception('no system turn') }}"
+    with pytest.raises(FormatError, match=r"refuses 'A router sends ': no system turn"):
+        encode_rows(model, chat, ROWS, chat=True)
+    chat.chat_template = "{{ messages[0]['content'] }}{{ messages[0]['content'] }}"
+    with pytest.raises(FormatError, match="the chat template changes"):
+        encode_rows(model, chat, ROWS, chat=True, template_tokens=False)
+
+    class Slow:
+        chat_template = TEMPLATE
+        is_fast = False
+        apply_chat_template = chat.apply_chat_template
+
+    with pytest.raises(FormatError, match="Slow does not say where in a text its tokens are"):
+        encode_rows(model, Slow(), ROWS, chat=True, template_tokens=False)
 
 
 def test_an_offloaded_model_has_the_same_profile(model, tokenizer, tiny: Path):
