@@ -19,7 +19,7 @@ from bitsandbytes import functional as bnb
 from bitsandbytes.nn import Linear4bit
 from conftest import ROOT
 from observe import observe
-from test_architectures import INPUTS, NO_FORCE, TYPES, logits_of, steering_of
+from test_architectures import INPUTS, NO_BFLOAT16, NO_FORCE, TYPES, logits_of, steering_of
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import (
@@ -39,7 +39,6 @@ from steered_moe.quantizer import ExpertsIn4bitConfig
 
 FOLDER = ROOT / "examples" / "tiny_multilingual_moe"
 ONE = {"input_ids": torch.tensor([[7]])}
-OWN_FORWARD = {"llama4_text", "longcat_flash", "jetmoe", "dbrx"}  # no choice of an implementation
 
 
 @cache
@@ -52,7 +51,12 @@ def quantized(name: str) -> PreTrainedModel:
     return quantize_experts_(copy.deepcopy(original(name)))
 
 
-@pytest.fixture(params=TYPES)
+def has_choice(model: PreTrainedModel) -> bool:
+    """Whether transformers lets the experts implementation be chosen; 52 of 56 types in 5.23."""
+    return any(hasattr(module, "has_gate") for module in model.modules())
+
+
+@pytest.fixture(params=[name for name in TYPES if name not in NO_BFLOAT16])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -128,12 +132,12 @@ def test_unpacking_few_experts_equals_unpacking_all(name: str, monkeypatch: pyte
     whole, model = dequantized(name), quantized(name)
     with torch.no_grad():
         few = model(**ONE).logits
-        if name not in OWN_FORWARD:
+        if has_choice(model):
             top_k = find_routers(model)[0].top_k
             assert min(picked) <= top_k < 8, "more experts were unpacked than were chosen"
             whole.set_experts_implementation("batched_mm")
         assert torch.equal(few, whole(**ONE).logits)
-        if name not in OWN_FORWARD:
+        if has_choice(model):
             whole.set_experts_implementation("grouped_mm")
         assert torch.equal(model(**INPUTS).logits, whole(**INPUTS).logits)
         assert not torch.equal(few, original(name)(**ONE).logits)
