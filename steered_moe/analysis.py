@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from steered_moe.correlation import correlation
+from steered_moe.correlation import check_scores, correlation
 from steered_moe.divergence import divergence
+from steered_moe.errors import BaseModelError, SteeredMoEError
 from steered_moe.layers import MiddleLayers, middle_layers
 from steered_moe.page import Figure, write_page
 from steered_moe.plots import (
@@ -23,9 +24,10 @@ from steered_moe.plots import (
     plot_steering,
 )
 from steered_moe.profile import RoutingProfile
+from steered_moe.settings import in_words
 from steered_moe.sharing import language_shares
 from steered_moe.similarity import nearest, similarity
-from steered_moe.steering import RouterSteering
+from steered_moe.steering import RouterSteering, ranges
 
 _SHARED_BELOW, _EXCLUSIVE_ABOVE = 0.7, 0.4  # shares, released code of 2601.14050
 _TOP = 20 / 128  # of the experts, same source
@@ -50,25 +52,29 @@ def analyze_profile(
         folder: Where to write.
         pivot: The language that the others are compared with.
         layers: First and last middle layer; by default those that `middle_layers` proposes.
-        scores: Language -> score, to colour and correlate by.
+        scores: Language -> score, to colour and correlate by. The languages that were used, and
+            those that only one side has, are listed under ``correlation``.
         score_name: What the scores are.
         labels: Language -> name to show.
-        steering: Drawn over the model's layers.
+        steering: Of the same model; drawn over its layers.
 
     Returns:
         The content of ``analysis.json``.
 
     Raises:
         FormatError: ``pivot`` was not profiled.
-        SteeredMoEError: One language only, too few scores, or no matplotlib or scipy.
+        BaseModelError: The steering has layers or experts that the profiled model has not.
+        SteeredMoEError: One language only, layers that were not profiled, scores that are too few
+            or no finite numbers, or no matplotlib or scipy.
     """
     folder = Path(folder)
+    _check(profile, layers, scores, steering)
     curves = divergence(profile, pivot)
     proposed = middle_layers(curves, profile.layers)
     middle = layers or (proposed.first, proposed.last)
     numbers = _numbers(profile, curves, proposed, middle, pivot)
-    if scores:
-        numbers["correlation"] = _correlations(curves, scores, score_name)
+    if scores is not None:
+        numbers["correlation"] = _correlations(curves, scores, score_name, pivot)
     folder.mkdir(parents=True, exist_ok=True)
     drawings = _of_languages(profile, curves, middle, pivot, scores, score_name, labels)
     if steering is not None:
@@ -84,6 +90,30 @@ def analyze_profile(
 
 
 Drawing = tuple[Callable[..., None], str]
+
+
+def _check(
+    profile: RoutingProfile,
+    layers: tuple[int, int] | None,
+    scores: Mapping[str, float] | None,
+    steering: RouterSteering | None,
+) -> None:
+    """Refuse what does not belong to the profile, before anything is computed."""
+    if layers is not None and not 0 <= layers[0] <= layers[1] <= profile.layers[-1]:
+        raise SteeredMoEError(
+            f"layers are {layers[0]}-{layers[1]}; the last one profiled is {profile.layers[-1]}"
+        )
+    if scores is not None:
+        check_scores(scores)
+    if steering is None:
+        return
+    beyond = sorted(set(steering.layers.tolist()) - set(profile.layers))
+    if beyond or steering.num_experts != profile.num_experts:
+        raise BaseModelError(
+            f"the steering {steering.name!r} has {steering.num_experts} experts in layers "
+            f"{ranges(steering.layers)}, the profile {profile.num_experts} in layers "
+            f"{in_words(profile.layers)}; they are not of one model"
+        )
 
 
 def _numbers(
@@ -132,9 +162,16 @@ def _sharing(profile: RoutingProfile) -> dict[str, Any]:
 
 
 def _correlations(
-    curves: Mapping[str, Tensor], scores: Mapping[str, float], name: str
+    curves: Mapping[str, Tensor], scores: Mapping[str, float], name: str, pivot: str
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"score": name, "scores": dict(scores)}
+    """Both correlations, and which languages are in them: the pivot never is."""
+    found: dict[str, Any] = {
+        "score": name,
+        "scores": dict(scores),
+        "used": [language for language in curves if language in scores],
+        "without_score": [language for language in curves if language not in scores],
+        "not_profiled": [code for code in scores if code not in curves and code != pivot],
+    }
     for kind, ranks in (("pearson", False), ("spearman", True)):
         one = correlation(curves, scores, ranks=ranks)
         found["languages"] = one.languages

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +17,8 @@ from steered_moe.profile import RoutingProfile
 from steered_moe.profile_files import read_json
 from steered_moe.steering import RouterSteering
 from steered_moe.terminal import console, errors, table_of
+
+logger = logging.getLogger(__name__)
 
 Profile = Annotated[Path, typer.Argument(help="Folder of a profile.")]
 Out = Annotated[Path, typer.Option(help="Folder for figures, numbers and page.")]
@@ -49,9 +53,10 @@ def analyze(
             layers=None if layers is None else layer_range(layers),
             scores=None if scores is None else _numbers_of(scores),
             score_name=score_name,
-            labels=None if labels is None else read_json(labels),
+            labels=None if labels is None else _names_of(labels),
             steering=None if steering is None else RouterSteering.load(named_repo(steering)),
         )
+        _warn_of_languages(numbers.get("correlation", {}))
     first, last = numbers["middle_layers"]["used"]
     rows = {
         "middle layers": f"{first}-{last}",
@@ -63,6 +68,22 @@ def analyze(
         "page": str(out / "index.html"),
     }
     console.print(table_of("analysis", rows))
+
+
+def _warn_of_languages(correlation: Mapping[str, Sequence[str]]) -> None:
+    """Say which languages are in no correlation, as a code may be spelt in another way."""
+    sides = {"without_score": "without a score", "not_profiled": "with a score but not profiled"}
+    for part, what in sides.items():
+        if codes := correlation.get(part):
+            logger.warning("left out of the correlation, %s: %s", what, ", ".join(codes))
+
+
+def _names_of(file: Path) -> dict[str, str]:
+    found = read_json(file)
+    for language, name in found.items():
+        if not isinstance(name, str):
+            raise FormatError(f"{file}: the label of {language} is {name!r}; write a text")
+    return found
 
 
 def _numbers_of(file: Path) -> dict[str, float]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from steered_moe.errors import SteeringError
 from steered_moe.profile import RoutingProfile
 from steered_moe.provenance import check_same_model, provenance_of
+from steered_moe.settings import in_words, layers_of, number, texts, whole
 from steered_moe.steering import RouterSteering
 
 
@@ -47,9 +48,10 @@ def task_experts(
         FormatError: A profile without sums over texts, or without ``language``.
         SteeringError: A threshold out of range, profiles of different models, or no expert found.
     """
+    wanted = layers_of(layers)
     difference = frequency_difference(task, general, language, language)
-    chosen = _above(difference, threshold, task.layers, layers)
-    settings = {"threshold": threshold, "mode": mode}
+    chosen = _above(difference, threshold, task.layers, wanted)
+    settings = {"threshold": threshold, "mode": mode, "layers": in_words(wanted)}
     provenance = provenance_of("task_experts", settings, [language], task, general)
     return _promoted(chosen, task.layers, mode, name, provenance)
 
@@ -81,13 +83,19 @@ def multilingual_experts(
         FormatError: A profile without sums over texts, or without ``pivot``.
         SteeringError: A threshold out of range, or no expert found.
     """
+    wanted = layers_of(layers)
     others = [language for language in general.languages if language != pivot]
     if not others:
         raise SteeringError(f"the profile has no language but {pivot}; add general text in others")
     differences = [frequency_difference(general, general, other, pivot) for other in others]
     highest = torch.stack(differences).amax(dim=0)
-    chosen = _above(highest, threshold, general.layers, layers)
-    settings = {"threshold": threshold, "mode": mode, "pivot": pivot}
+    chosen = _above(highest, threshold, general.layers, wanted)
+    settings = {
+        "threshold": threshold,
+        "mode": mode,
+        "pivot": pivot,
+        "layers": in_words(wanted),
+    }
     provenance = provenance_of("multilingual_experts", settings, others, general)
     return _promoted(chosen, general.layers, mode, name, provenance)
 
@@ -125,20 +133,22 @@ def risk_difference(
         SteeringError: Numbers that cannot be met, or profiles of different models.
     """
     check_same_model(first, second)
-    difference = first.of([language]).frequency[0] - second.of([language]).frequency[0]
-    wanted = set(first.layers if layers is None else layers)
+    activate, deactivate = whole("activate", activate), whole("deactivate", deactivate)
+    one, other = (profile.of(texts("language", [language])) for profile in (first, second))
+    difference = one.frequency[0] - other.frequency[0]
+    wanted = layers_of(first.layers if layers is None else layers)
     outside = torch.tensor([layer not in wanted for layer in first.layers])
-    up = _capped(difference, outside, activate, first.of([language]).top_k)
+    up = _capped(difference, outside, activate, one.top_k)
     down = _capped(-difference, outside, deactivate, None)
     for asked, found, word in ((activate, up, "activated"), (deactivate, down, "deactivated")):
         if asked < 0 or int(found.sum()) < asked:
             raise SteeringError(
                 f"{asked} experts cannot be {word}: {int(found.sum())} differ in that direction "
-                f"in layers {sorted(wanted)}"
+                f"in layers {in_words(wanted)}"
             )
     force = up.to(torch.int8) - down.to(torch.int8)
     rows = (force != 0).any(dim=-1)
-    settings = {"activate": activate, "deactivate": deactivate}
+    settings = {"activate": activate, "deactivate": deactivate, "layers": in_words(wanted)}
     if not rows.any():
         raise SteeringError("activate and deactivate are both 0; nothing would be steered")
     return RouterSteering(
@@ -179,11 +189,12 @@ def preferred(
     """
     if target == pivot:
         raise SteeringError(f"target and pivot are both {pivot!r}; name another target")
-    frequency = profile.of([pivot, target]).frequency
+    wanted = layers_of(layers)
+    frequency = profile.of(texts("pivot and target", [pivot, target])).frequency
     difference = frequency[0] - frequency[1]
-    chosen = _above(difference, threshold, profile.layers, layers)
+    chosen = _above(difference, threshold, profile.layers, wanted)
     rows = chosen.any(dim=-1)
-    settings = {"threshold": threshold, "pivot": pivot}
+    settings = {"threshold": threshold, "pivot": pivot, "layers": in_words(wanted)}
     return RouterSteering(
         name=name,
         layers=torch.tensor(profile.layers)[rows],
@@ -203,7 +214,8 @@ def frequency_difference(
         SteeringError: Profiles of different models.
     """
     check_same_model(first, second)
-    return first.of([language]).mean_frequency[0] - second.of([other]).mean_frequency[0]
+    one, two = first.of(texts("language", [language])), second.of(texts("language", [other]))
+    return one.mean_frequency[0] - two.mean_frequency[0]
 
 
 def _capped(difference: Tensor, outside: Tensor, count: int, per_layer: int | None) -> Tensor:
@@ -221,19 +233,21 @@ def _capped(difference: Tensor, outside: Tensor, count: int, per_layer: int | No
 
 
 def _above(
-    difference: Tensor, threshold: float, profiled: Sequence[int], layers: Iterable[int]
+    difference: Tensor, threshold: float, profiled: Sequence[int], wanted: Sequence[int]
 ) -> Tensor:
     """bool ``(layers, experts)``: differences above the threshold in the wanted layers."""
-    if not 0 <= threshold < 1:
+    if not 0 <= number("threshold", threshold) < 1:
         raise SteeringError(f"threshold is {threshold}; it must lie in [0, 1)")
-    wanted = sorted(set(layers))
     inside = torch.tensor([layer in wanted for layer in profiled])
     chosen = (difference > threshold) & inside.unsqueeze(-1)
-    if not chosen.any():
-        highest = difference[inside].max().item() if inside.any() else float("nan")
+    if not inside.any():
         raise SteeringError(
-            f"no expert in layers {wanted} differs by more than {threshold}; the largest "
-            f"difference there is {highest:.3f}"
+            f"none of the layers {in_words(wanted)} was profiled; there are {in_words(profiled)}"
+        )
+    if not chosen.any():
+        raise SteeringError(
+            f"no expert in layers {in_words(wanted)} differs by more than {threshold}; the largest "
+            f"difference there is {difference[inside].max().item():.3f}"
         )
     return chosen
 

@@ -59,12 +59,13 @@ def middle_layers(divergences: Mapping[str, Tensor], layers: tuple[int, ...]) ->
     runs = _runs((curve < curve.mean()).tolist(), 1 + len(layers) // _LAYERS_PER_GAP)
     first, last = max(runs, key=lambda run: (run[1] - run[0], -run[0])) if runs else (0, 0)
     inside = float(curve[first : last + 1].mean())
-    before, after = _mean(curve[:first]), _mean(curve[last + 1 :])
-    u_shaped = before > inside and after > inside
+    outside = {"before": curve[:first], "after": curve[last + 1 :]}
+    u_shaped = all(len(part) and float(part.mean()) > inside for part in outside.values())
+    around = " and ".join(_beside(part, where) for where, part in outside.items())
     shape = "" if u_shaped else "; the curve is not U-shaped, so choose the layers yourself"
     reason = (
-        f"mean divergence {inside:.3f} in layers {layers[first]}-{layers[last]}, {before:.3f} "
-        f"before and {after:.3f} after, over {len(divergences)} languages{shape}"
+        f"mean divergence {inside:.3f} in layers {layers[first]}-{layers[last]}, {around}, "
+        f"over {len(divergences)} languages{shape}"
     )
     return MiddleLayers(layers[first], layers[last], reason, u_shaped)
 
@@ -81,8 +82,8 @@ def layer_range(text: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def _mean(part: Tensor) -> float:
-    return float(part.mean()) if len(part) else float("nan")
+def _beside(part: Tensor, where: str) -> str:
+    return f"{float(part.mean()):.3f} {where}" if len(part) else f"no layers {where}"
 
 
 def _runs(below: list[bool], gap: int) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -94,12 +95,23 @@ def _tables(numbers: Mapping[str, Any], names: Mapping[str, str]) -> Iterable[st
 def _correlation(found: Mapping[str, Any], layers: Sequence[str]) -> Iterable[str]:
     title = f"Correlation of divergence with {found['score']}, {found['languages']} languages"
     rows = [
-        (f"{kind}, {part}", *(f"{x:+.2f}" for x in found[kind][part]))
+        (f"{kind}, {part}", *map(_signed, found[kind][part]))
         for kind in ("pearson", "spearman")
         for part in ("value", "low", "high")
     ]
     yield f"<h2>{escape(title)}</h2>"
+    sides = {
+        "Languages": found["used"],
+        "profiled, but without a score": found["without_score"],
+        "with a score, but not profiled": found["not_profiled"],
+    }
+    said = "; ".join(f"{what}: {', '.join(codes)}" for what, codes in sides.items() if codes)
+    yield f"<p>{escape(said)}. low and high: 95 % interval; – where there is none.</p>"
     yield _table(("layer", *layers), rows)
+
+
+def _signed(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:+.2f}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -8,6 +8,12 @@ from typing import Any
 from steered_moe.errors import SteeringError
 from steered_moe.profile import RoutingProfile
 
+_DEFAULTS: Mapping[str, Any] = {"chat": False, "template_tokens": True}
+"""How texts were put to the model, and what a profile means that does not say."""
+
+_WHERE_KNOWN = ("dtype", "model_sha256", "tokenizer_sha256")
+"""What is compared where both profiles say it; imported ones do not."""
+
 
 def provenance_of(
     method: str,
@@ -34,10 +40,11 @@ def provenance_of(
 
 
 def check_same_model(first: RoutingProfile, second: RoutingProfile) -> None:
-    """Refuse two profiles that cannot be of one model.
+    """Refuse two profiles that cannot be of one model, or that were measured in different ways.
 
     Raises:
-        SteeringError: Other layers, another number of experts, or another model by name.
+        SteeringError: Other layers, another number of experts, another model or tokenizer by name
+            or sha256, or another chat, template_tokens or dtype.
     """
     if first.layers != second.layers or first.num_experts != second.num_experts:
         raise SteeringError(
@@ -48,3 +55,10 @@ def check_same_model(first: RoutingProfile, second: RoutingProfile) -> None:
     if None not in (names[0][0], names[1][0]) and names[0] != names[1]:
         one, other = (f"{model} at {revision or 'no revision'}" for model, revision in names)
         raise SteeringError(f"the profiles are of {one} and of {other}; profile one model")
+    for name in (*_DEFAULTS, *_WHERE_KNOWN):
+        said = [p.about.get(name, _DEFAULTS.get(name)) for p in (first, second)]
+        if said[0] != said[1] and None not in said:
+            raise SteeringError(
+                f"{name} is {said[0]!r} in one profile and {said[1]!r} in the other, which would "
+                "be part of their difference; profile both in the same way"
+            )

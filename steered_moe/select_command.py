@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -20,7 +21,8 @@ from steered_moe.heat_map import heat_map
 from steered_moe.hub import fetch, split
 from steered_moe.layers import layer_range, middle_layers
 from steered_moe.profile import RoutingProfile
-from steered_moe.selection import METHODS, PRESETS, method, preset
+from steered_moe.selection import METHODS, PRESETS, Preset, method, preset
+from steered_moe.settings import parsed
 from steered_moe.steering import RouterSteering
 from steered_moe.storage import read_repo
 from steered_moe.terminal import console, errors, table_of
@@ -35,7 +37,17 @@ Sources = Annotated[
 Out = Annotated[Path, typer.Option(help="Folder for the steering repo.")]
 Layers = Annotated[
     str | None,
-    typer.Option(help="first-last, counted from 0; all; or auto, the middle by divergence."),
+    typer.Option(
+        help="first-last, counted from 0; all; or auto, the middle by divergence, which is the "
+        "default of every method but risk_difference."
+    ),
+]
+Pivot = Annotated[
+    str | None,
+    typer.Option(
+        help="Language that divergence and the method compare with, as the profile names it "
+        "(eng_Latn); by default en."
+    ),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A setting of the method, such as threshold=0.3.")
@@ -43,12 +55,18 @@ Settings = Annotated[
 Strength = Annotated[float | None, typer.Option(help="Strength to record; by default 1.")]
 BaseModel = Annotated[str | None, typer.Option(help="By default the model of the profile.")]
 
+_PIVOT_SETTING = {"task_experts": "language", "risk_difference": "language"}
+"""Setting that is the pivot, of methods that do not call it ``pivot``: their one language."""
+
+logger = logging.getLogger(__name__)
+
 
 def select(
     method: Method,
     sources: Sources,
     out: Out,
     layers: Layers = None,
+    pivot: Pivot = None,
     settings: Settings = None,
     strength: Strength = None,
     base_model: BaseModel = None,
@@ -59,13 +77,21 @@ def select(
         make = _method(known.method if known else method)
         given = [_source(kind, path) for kind, path in _paired(make, sources)]
         options = {**(known.parameters if known else {}), **_settings(make, settings or [])}
-        if "layers" in inspect.signature(make).parameters:
-            if known and layers is None:
-                layers = f"{known.layers[0]}-{known.layers[-1]}"
-            chosen, why = _layers(layers or "auto", given, options)
-            options["layers"] = chosen
+        options |= _pivot(make, pivot, options)
+        notes = _of_preset(method, known, given[0]) if known else {}
+        if (own := inspect.signature(make).parameters.get("layers")) is not None:
+            if layers is None:
+                layers = _by_default(known, own.default)
+            compared = options.get(_PIVOT_SETTING.get(make.__name__, "pivot"), pivot or "en")
+            options["layers"], why = _layers(layers, given, compared)
+            notes |= {"layers_reason": why} if layers == "auto" else {}
             console.print(why)
-        steering = _made(make, given, options)
+        elif layers or pivot:
+            raise SteeringError(
+                f"{make.__name__} takes the layers of what it is given; leave out "
+                "--layers and --pivot"
+            )
+        steering = _noted(_made(make, given, options), notes)
         base, revision = _base(base_model, sources[0], given[0])
         recorded = known.strength if known and strength is None else strength
         repo = repo_for(steering, 1.0 if recorded is None else recorded, base, revision, out)
@@ -105,8 +131,11 @@ def _source(kind: type, path: Path) -> RoutingProfile | RouterSteering:
 
 
 def _settings(make: Callable[..., Any], texts: Sequence[str]) -> dict[str, Any]:
-    """``name=value``; values are JSON, text, or a list with commas between."""
-    allowed = [name for name in inspect.signature(make).parameters if name != "layers"]
+    """``name=value``, read as the method's signature says."""
+    kinds = get_type_hints(make)
+    sources = (RoutingProfile, RouterSteering)
+    names = [name for name in inspect.signature(make).parameters if name != "layers"]
+    allowed = [name for name in names if kinds.get(name) not in sources]
     found = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -115,41 +144,75 @@ def _settings(make: Callable[..., Any], texts: Sequence[str]) -> dict[str, Any]:
                 f"--set {text}: {make.__name__} has no such setting; write name=value with one of "
                 f"{', '.join(allowed)}"
             )
-        found[name] = _value(value)
+        found[name] = parsed(value, kinds.get(name))
     return found
 
 
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text.split(",") if "," in text else text
+def _pivot(
+    make: Callable[..., Any], asked: str | None, options: Mapping[str, Any]
+) -> dict[str, str]:
+    """``--pivot`` as a setting of the method, if it has one for it."""
+    name = _PIVOT_SETTING.get(make.__name__, "pivot")
+    if asked is None or name not in inspect.signature(make).parameters:
+        return {}
+    if options.get(name, asked) != asked:
+        raise SteeringError(
+            f"--pivot is {asked} and --set {name}={options[name]}; give one of the two"
+        )
+    return {name: asked}
 
 
-def _layers(
-    text: str, given: Sequence[Any], options: Mapping[str, Any]
-) -> tuple[Sequence[int], str]:
+def _of_preset(name: str, known: Preset, source: Any) -> dict[str, str]:
+    """What a steering records of its preset; a warning where that is for another model."""
+    model = source.about.get("model") if isinstance(source, RoutingProfile) else None
+    if model is not None and model != known.model:
+        logger.warning(
+            "preset %s is for %s, and the profile is of %s: unless that is a copy of it, layers, "
+            "threshold and strength need not fit",
+            name,
+            known.model,
+            model,
+        )
+    return {"preset": name, "preset_source": f"arXiv {known.source}"}
+
+
+def _noted(steering: RouterSteering, notes: Mapping[str, str]) -> RouterSteering:
+    """The steering, with notes among the parameters that it records."""
+    origin = steering.provenance
+    parameters = {**origin.get("parameters", {}), **notes}
+    return replace(steering, provenance={**origin, "parameters": parameters}) if notes else steering
+
+
+def _by_default(known: Preset | None, own: Any) -> str:
+    """The layers where none are asked for: the preset's; all, where the method's default is None
+    (SteerMoE ranks over all layers); else the middle."""
+    if known:
+        return f"{known.layers[0]}-{known.layers[-1]}"
+    return "all" if own is None else "auto"
+
+
+def _layers(text: str, given: Sequence[Any], pivot: str) -> tuple[Sequence[int], str]:
     """The layers to steer, and why these."""
     profiles = [source for source in given if isinstance(source, RoutingProfile)]
     profiled = profiles[0].layers
     if text == "all":
         return profiled, "all layers"
     if text == "auto":
-        return _middle(profiles, str(options.get("pivot", options.get("language", "en"))))
+        return _middle(profiles[-1], pivot)
     first, last = layer_range(text)
     if last > profiled[-1]:
         raise SteeringError(f"layers are {text}; the last one profiled is {profiled[-1]}")
     return range(first, last + 1), f"layers {text}, as asked"
 
 
-def _middle(profiles: Sequence[RoutingProfile], pivot: str) -> tuple[Sequence[int], str]:
-    several = [p for p in profiles if len(p.languages) > 1 and pivot in p.languages]
-    if not several:
+def _middle(profile: RoutingProfile, pivot: str) -> tuple[Sequence[int], str]:
+    """The middle layers by the last profile, which is the one of general text."""
+    if len(profile.languages) < 2 or pivot not in profile.languages:
         raise SteeringError(
-            f"no profile has {pivot} and another language, from which the middle layers could be "
-            "read; give --layers first-last"
+            f"the middle layers are read off {pivot} and another language, but the (last) profile "
+            f"has {', '.join(profile.languages)}; give --pivot, or --layers first-last"
         )
-    middle = middle_layers(divergence(several[0], pivot), several[0].layers)
+    middle = middle_layers(divergence(profile, pivot), profile.layers)
     if not middle.u_shaped:
         raise SteeringError(f"{middle.reason}: give --layers first-last")
     return middle.layers, middle.reason

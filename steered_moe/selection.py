@@ -16,6 +16,7 @@ from steered_moe.contrast import (
     task_experts,
 )
 from steered_moe.errors import SteeringError
+from steered_moe.settings import whole
 from steered_moe.sharing import exclusive_experts, language_shares, shared_experts
 from steered_moe.steering import RouterSteering
 
@@ -44,7 +45,12 @@ def random_experts(like: RouterSteering, *, seed: int = 0, name: str = "random")
         like: The steering to match; each of its rows is permuted over the experts.
         seed: Of the draw.
         name: Name of the steering.
+
+    Raises:
+        SteeringError: A seed that is no whole number, or one beyond 64 bits.
     """
+    if not -(2**63) <= whole("seed", seed) < 2**64:
+        raise SteeringError(f"seed is {seed}; it must lie between -2**63 and 2**64 - 1")
     generator = torch.Generator().manual_seed(seed)
     orders = torch.stack(
         [torch.randperm(like.num_experts, generator=generator) for _ in like.layers]

@@ -10,6 +10,7 @@ from torch import Tensor
 from steered_moe.errors import SteeringError
 from steered_moe.profile import RoutingProfile
 from steered_moe.provenance import provenance_of
+from steered_moe.settings import in_words, layers_of, number, texts, whole
 from steered_moe.steering import RouterSteering
 
 
@@ -34,7 +35,8 @@ def shared_experts(
         profile: Needs ``counts`` and ``tokens`` of ``languages``.
         languages: Languages that compete for an expert; which ones are given changes the result.
         top: Experts kept per language and layer.
-        threshold: Largest share that still counts as shared, in (0, 1].
+        threshold: All shares lie below it in a shared expert, in (0, 1). At 1 an expert of a
+            single language would pass too: its share is ``g / (g + 1e-10)``, just below 1.
         layers: 0-based decoder layers to steer; those without a shared expert are left out.
         source: Language whose share becomes the weight; the first one by default.
         name: Name of the steering.
@@ -46,19 +48,21 @@ def shared_experts(
         FormatError: A language that was not profiled.
         SteeringError: Settings out of range, or no shared expert in any of the layers.
     """
+    languages, wanted = texts("languages", languages), layers_of(layers)
     source = languages[0] if source is None else source
-    wanted = [layer for layer in profile.layers if layer in set(layers)]
-    _check_settings(profile, languages, source, top, threshold)
+    top, threshold = _checked(profile, languages, top, threshold)
+    if source not in languages:
+        raise SteeringError(f"source is {source!r}; it must be one of {', '.join(languages)}")
     share = language_shares(profile.of(languages), top)
     shared = (share > 0).any(dim=0) & (share < threshold).all(dim=0)
-    weights = torch.where(shared, share[list(languages).index(source)], 0.0)
+    weights = torch.where(shared, share[languages.index(source)], 0.0)
     rows = [i for i, layer in enumerate(profile.layers) if layer in wanted and weights[i].any()]
     if not rows:
         raise SteeringError(
-            f"no expert in layers {wanted} is shared by {', '.join(languages)} with top={top} and "
-            f"threshold={threshold}; raise one of them"
+            f"no expert in layers {in_words(wanted)} is shared by {', '.join(languages)} with "
+            f"top={top} and threshold={threshold}; raise one of them"
         )
-    settings = {"top": top, "threshold": threshold, "source": source}
+    settings = {"top": top, "threshold": threshold, "source": source, "layers": in_words(wanted)}
     return RouterSteering(
         name=name,
         layers=torch.tensor([profile.layers[i] for i in rows]),
@@ -87,7 +91,7 @@ def exclusive_experts(
         profile: Needs at least two languages.
         language: The language, or the languages, whose experts are masked.
         top: Experts kept per language and layer; 15 in the released code.
-        threshold: Smallest share, in (0, 1]; 0.4 in the released code.
+        threshold: The share, in (0, 1), that has to be exceeded; 0.4 in the released code.
         layers: 0-based decoder layers; those without an exclusive expert are left out.
         name: Name of the steering.
 
@@ -98,20 +102,26 @@ def exclusive_experts(
         FormatError: A language that was not profiled.
         SteeringError: Settings out of range, or no exclusive expert in any of the layers.
     """
-    languages = [language] if isinstance(language, str) else list(language)
+    languages, wanted = texts("language", language), layers_of(layers)
+    if len(set(languages)) < len(languages):
+        raise SteeringError(f"language is {languages}; name each language once")
     profile.of(languages)
-    _check_settings(profile, profile.languages, languages[0], top, threshold)
+    top, threshold = _checked(profile, profile.languages, top, threshold)
     rows = [profile.languages.index(code) for code in languages]
     exclusive = language_shares(profile, top)[rows].sum(dim=0) > threshold
-    wanted = set(layers)
     exclusive &= torch.tensor([layer in wanted for layer in profile.layers]).unsqueeze(-1)
     kept = exclusive.any(dim=-1)
     if not kept.any():
         raise SteeringError(
-            f"no expert in layers {sorted(wanted)} is exclusive to {', '.join(languages)} with "
+            f"no expert in layers {in_words(wanted)} is exclusive to {', '.join(languages)} with "
             f"top={top} and threshold={threshold}; lower the threshold"
         )
-    settings = {"top": top, "threshold": threshold}
+    settings = {
+        "top": top,
+        "threshold": threshold,
+        "against": [code for code in profile.languages if code not in languages],
+        "layers": in_words(wanted),
+    }
     return RouterSteering(
         name=name,
         layers=torch.tensor(profile.layers)[kept],
@@ -135,14 +145,15 @@ def language_shares(profile: RoutingProfile, top: int) -> Tensor:
     return kept / (kept.sum(dim=0, keepdim=True) + 1e-10)
 
 
-def _check_settings(
-    profile: RoutingProfile, languages: Sequence[str], source: str, top: int, threshold: float
-) -> None:
+def _checked(
+    profile: RoutingProfile, languages: Sequence[str], top: int, threshold: float
+) -> tuple[int, float]:
+    """``top`` and ``threshold``, of ``languages`` that compete."""
+    top, threshold = whole("top", top), number("threshold", threshold)
     if len(set(languages)) < 2 or len(set(languages)) < len(languages):
         raise SteeringError(f"languages are {list(languages)}; name at least two different ones")
-    if source not in languages:
-        raise SteeringError(f"source is {source!r}; it must be one of {', '.join(languages)}")
     if not 1 <= top <= profile.num_experts:
         raise SteeringError(f"top is {top}; it must lie between 1 and {profile.num_experts}")
-    if not 0 < threshold <= 1:
-        raise SteeringError(f"threshold is {threshold}; it must lie in (0, 1]")
+    if not 0 < threshold < 1:
+        raise SteeringError(f"threshold is {threshold}; it must lie in (0, 1), without 0 and 1")
+    return top, threshold

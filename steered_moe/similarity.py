@@ -9,6 +9,7 @@ from torch import Tensor
 
 from steered_moe.errors import SteeredMoEError
 from steered_moe.profile import RoutingProfile
+from steered_moe.settings import in_words, layers_of
 
 
 def similarity(profile: RoutingProfile, layers: Iterable[int] | None = None) -> Tensor:
@@ -29,10 +30,13 @@ def similarity(profile: RoutingProfile, layers: Iterable[int] | None = None) -> 
     """
     if len(profile.languages) < 2:
         raise SteeredMoEError(f"similarity needs two languages, not {len(profile.languages)}")
-    wanted = set(profile.layers if layers is None else layers)
+    wanted = layers_of(profile.layers if layers is None else layers)
     rows = [i for i, layer in enumerate(profile.layers) if layer in wanted]
     if not rows:
-        raise SteeredMoEError(f"none of the layers {sorted(wanted)} was profiled")
+        raise SteeredMoEError(
+            f"none of the layers {in_words(wanted)} was profiled; there are "
+            f"{in_words(profile.layers)}"
+        )
     vectors = torch.nn.functional.normalize(profile.frequency[:, rows], dim=-1)
     return torch.einsum("ale,ble->abl", vectors, vectors).mean(dim=-1).clamp(0, 1)
 

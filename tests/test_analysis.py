@@ -38,6 +38,10 @@ def test_layers_keep_their_numbers_and_a_slope_is_no_u():
     slope = middle_layers(curve(9, 6, 3, 1), (0, 1, 2, 3))
     assert not slope.u_shaped
     assert "choose the layers yourself" in slope.reason
+    assert slope.reason.startswith("mean divergence 2.000 in layers 2-3, 7.500 before and no ")
+    rise = middle_layers(curve(1, 3, 6, 9), (0, 1, 2, 3))
+    assert "in layers 0-1, no layers before and 7.500 after, over 1 languages" in rise.reason
+    assert not rise.u_shaped
     with pytest.raises(SteeredMoEError, match="not defined"):
         middle_layers(curve(1, 2), (0, 1))
     with pytest.raises(SteeredMoEError, match="0 curves"):
@@ -74,6 +78,29 @@ def test_correlation_takes_what_both_sides_have():
         correlation(curves, scores, level=2)
 
 
+def test_a_perfect_correlation_has_no_interval():
+    """Four languages in order by chance would otherwise be certain."""
+    curves = {c: torch.tensor([float(i), float(i**3), 1.0 + i % 3]) for i, c in enumerate("abcd")}
+    scores = {c: 0.1 * i for i, c in enumerate("abcd")}
+    for ranks in (False, True):
+        found = correlation(curves, scores, ranks=ranks)
+        assert found.value[0].item() == pytest.approx(1)
+        assert found.low.isnan().tolist() == found.high.isnan().tolist() == [True, ranks, False]
+        assert found.low[2] < found.value[2] < found.high[2]
+    falling = correlation(curves, {c: -score for c, score in scores.items()})
+    assert falling.value[0].item() == pytest.approx(-1)
+    assert falling.high[0].isnan()
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), 10**400, True, "high", None])
+def test_scores_that_are_no_finite_numbers_are_refused(score: object):
+    curves = {c: torch.tensor([float(i)]) for i, c in enumerate("abcde")}
+    with pytest.raises(SteeredMoEError, match=r"the score of c is .*must be a finite number"):
+        correlation(curves, {"a": 1, "b": 2, "c": score, "d": 4, "e": 3})
+    with pytest.raises(SteeredMoEError, match="there are no scores"):
+        correlation(curves, {})
+
+
 def random_profile(languages: int = 5, layers: int = 3, experts: int = 8) -> RoutingProfile:
     torch.manual_seed(1)
     counts = torch.randint(0, 50, (languages, layers, experts)).double()
@@ -98,8 +125,8 @@ def test_similarity_equals_scipy_and_its_bounds_hold():
     assert torch.allclose(similarity(permuted), similarity(profile))
     with pytest.raises(SteeredMoEError, match="two languages"):
         similarity(profile.of(["a"]))
-    with pytest.raises(SteeredMoEError, match=r"\[9\] was profiled"):
-        similarity(profile, layers=[9])
+    with pytest.raises(SteeredMoEError, match="layers 9, 30-99 was profiled; there are 0-2"):
+        similarity(profile, layers=[9, *range(30, 100)])
 
 
 def test_clusters_and_neighbours():

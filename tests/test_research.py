@@ -95,6 +95,73 @@ def test_profile_leaves_the_template_out(work: Path, tmp_path: Path):
     assert tokens["--template-tokens"] == tokens["--no-template-tokens"] + 6
 
 
+def test_profile_records_how_it_measured(work: Path, tmp_path: Path):
+    command = ("profile", "embedded", "--data", work / "task", "--out", tmp_path / "p")
+    options = ("--chat", "--no-template-tokens", "--no-generation-prompt", "--no-thinking")
+    options += ("--limit", 2, "--languages", "en", "--columns", "text", "--dtype", "float32")
+    assert run(*command, *options).exit_code == 0
+    about = RoutingProfile.load(tmp_path / "p").about
+    hashes = {name: about.pop(name) for name in list(about) if name.endswith("_sha256")}
+    assert sorted(hashes) == ["model_sha256", "texts_sha256", "tokenizer_sha256"]
+    assert about == {
+        "model": "embedded",
+        "revision": None,
+        "corpus": str(work / "task"),
+        "columns": ["text"],
+        "limit": 2,
+        "languages": ["en"],
+        "dtype": "float32",
+        "chat": True,
+        "template_tokens": False,
+        "generation_prompt": False,
+        "template_kwargs": {"enable_thinking": False},
+    }
+
+
+def test_a_finished_profile_is_not_overwritten(tiny: Path, work: Path, tmp_path: Path):
+    command = ("profile", tiny / "base", "--out", tmp_path / "p")
+    assert run(*command, "--data", work / "task").exit_code == 0
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "p").iterdir()}
+    assert run(*command, "--data", work / "task").exit_code == 0
+    for options, name in (
+        (("--data", work / "general"), "corpus"),
+        (("--data", work / "task", "--dtype", "bfloat16"), "dtype"),
+        (("--data", work / "task", "--no-keep-sequences"), "keep_sequences"),
+    ):
+        said = failed(*command, *options)
+        assert f"{tmp_path / 'p'} has a finished profile of another run" in said
+        assert f"{name} is" in said
+        assert "--out" in said
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "p").iterdir()} == files
+
+
+def test_what_can_be_told_before_loading(
+    tiny: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").write_text("x")
+    data, out = ("--data", work / "task"), ("--out", tmp_path / "p")
+    cases = [
+        ((tmp_path / "none", *data, *out), f"{tmp_path / 'none'}: no such folder"),
+        ((tmp_path / "file", *data, *out), "is a file; name the folder of the model"),
+        ((tiny / "base", *data, "--out", tmp_path / "file"), "file is a file; give a folder"),
+        ((tiny / "base", *data, *out, "--dtype", "foo"), "no dtype 'foo'; use one of auto"),
+        ((tiny / "base", *data, *out, "--no-template-tokens"), "template_tokens say how"),
+        ((tiny / "base", *data, *out, "--no-generation-prompt"), "generation_prompt say how"),
+        ((tiny / "base", *data, *out, "--no-thinking"), "template_kwargs say how"),
+    ]
+    monkeypatch.setattr("steered_moe.profile_command.load_model", None)
+    monkeypatch.setattr("steered_moe.profile_command.read_texts", None)
+    for arguments, says in cases:
+        assert says in failed("profile", *arguments)
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize("command", ["generate", "compare"])
+def test_a_dtype_that_there_is_not(tiny: Path, command: str):
+    said = failed(command, tiny / "steered", "A router", "--dtype", "foo")
+    assert "no dtype 'foo'; use one of auto, float32, bfloat16, float16" in said
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_same_profile(tiny: Path, tmp_path: Path):
     rows = {language: texts * 120 for language, texts in TEXTS.items()}
     data = write(tmp_path / "texts", rows)
@@ -121,7 +188,7 @@ def test_an_unfinished_run_is_not_mixed_with_another(tiny: Path, work: Path, tmp
     unfinished.mkdir()
     (unfinished / "settings.json").write_text('{"model": "another"}')
     said = failed("profile", tiny / "base", "--data", work / "general", "--out", tmp_path)
-    assert "has parts of another run ({'model': 'another'})" in said
+    assert f"has parts of another run: model is 'another' there and '{tiny / 'base'}' here" in said
 
 
 @pytest.mark.parametrize(
@@ -248,7 +315,13 @@ def test_a_preset_sets_method_layers_threshold_and_strength(work: Path, tmp_path
     assert result.exit_code == 0, result.output
     entry = json.loads((tmp_path / "s" / "config.json").read_text())["steerings"][0]
     assert entry["strength"] == 0.5
-    assert entry["parameters"] == {"threshold": 0.2, "mode": "soft"}
+    assert entry["parameters"] == {
+        "threshold": 0.2,
+        "mode": "soft",
+        "layers": "1-4",
+        "preset": "phi-3.5-moe-mgsm",
+        "preset_source": "arXiv 2510.04694",
+    }
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from steered_moe.selection import (
     preset,
     random_experts,
     risk_difference,
+    shared_experts,
     task_experts,
 )
 
@@ -250,3 +253,119 @@ def test_profiles_of_two_models_are_refused_by_name():
     for other in ({"model": "n"}, {"model": "m", "revision": "2"}):
         with pytest.raises(SteeringError, match=r"m at 1 and of [mn] at .*; profile one model"):
             task_experts(task, replace(general, about=other), threshold=0.25, layers=[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("chat", {"chat": True}, {}),
+        ("template_tokens", {}, {"template_tokens": False}),
+        ("dtype", {"dtype": "float32"}, {"dtype": "bfloat16"}),
+        ("model_sha256", {"model_sha256": "a"}, {"model_sha256": "b"}),
+        ("tokenizer_sha256", {"tokenizer_sha256": "a"}, {"tokenizer_sha256": "b"}),
+    ],
+)
+def test_profiles_measured_in_two_ways_are_refused(name: str, one: Any, other: Any):
+    task, general = replace(TASK, about={"model": "m"} | one), replace(GENERAL, about=other)
+    with pytest.raises(SteeringError, match=f"{name} is .* profile both in the same way"):
+        task_experts(task, general, threshold=0.25, layers=[0])
+    task_experts(task, replace(GENERAL, about=one), threshold=0.25, layers=[0])
+
+
+def test_what_is_the_default_or_not_known_is_no_difference():
+    task = replace(TASK, about={"chat": False, "template_tokens": True, "dtype": "float32"})
+    task_experts(task, GENERAL, threshold=0.25, layers=[0])
+
+
+def counts_of_three() -> RoutingProfile:
+    """en, zh and bn in three layers: of the two most frequent experts, en shares 1 with zh."""
+    rows = {"en": [9, 8, 1, 0], "zh": [1, 6, 8, 0], "bn": [0, 1, 7, 9]}
+    counts = torch.tensor(list(rows.values())).unsqueeze(1).expand(3, 3, 4).double()
+    return RoutingProfile(tuple(rows), (0, 1, 2), counts, torch.full((3, 3), 10.0))
+
+
+THREE = counts_of_three()
+ASK: dict[str, Any] = {
+    "shared_experts": lambda **more: shared_experts(THREE, **{"top": 2} | more),
+    "exclusive_experts": lambda **more: exclusive_experts(
+        THREE, **{"language": "bn", "top": 2} | more
+    ),
+    "preferred": lambda **more: preferred(THREE, **{"target": "zh"} | more),
+    "task_experts": lambda **more: task_experts(TASK, GENERAL, **{"threshold": 0.25} | more),
+    "multilingual_experts": lambda **more: multilingual_experts(
+        GENERAL, **{"threshold": 0.25} | more
+    ),
+    "risk_difference": lambda **more: risk_difference(
+        FIRST, SECOND, **{"activate": 3, "deactivate": 2} | more
+    ),
+}
+
+
+@pytest.mark.parametrize("method", ASK)
+def test_layers_may_come_from_an_iterator_and_are_recorded(method: str):
+    def once() -> Iterator[int]:
+        yield from (2, 0, 1, 1)
+
+    steering = ASK[method](layers=once())
+    assert steering == ASK[method](layers=range(3))
+    assert len(steering.layers) > 1
+    assert steering.provenance["parameters"]["layers"] == "0-2"
+    assert ASK[method](layers=[0, 2]).provenance["parameters"]["layers"] == "0, 2"
+
+
+def test_all_layers_are_recorded_where_none_are_asked_for():
+    found = risk_difference(FIRST, SECOND, activate=1, deactivate=1)
+    assert found.provenance["parameters"]["layers"] == "0-2"
+
+
+def test_exclusive_experts_record_what_the_language_competed_with():
+    parameters = ASK["exclusive_experts"](layers=[1]).provenance["parameters"]
+    assert parameters["against"] == ["en", "zh"]
+    alone = exclusive_experts(THREE.of(["en", "bn"]), "bn", top=2, layers=[1])
+    assert alone.provenance["parameters"]["against"] == ["en"]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "says"),
+    [
+        ("exclusive_experts", {"language": ["bn", "bn"]}, "name each language once"),
+        ("exclusive_experts", {"language": []}, r"language is \[\]; name at least one"),
+        ("exclusive_experts", {"language": 5}, "language is 5"),
+        ("exclusive_experts", {"threshold": 1.0}, r"threshold is 1\.0; it must lie in \(0, 1\)"),
+        ("exclusive_experts", {"threshold": "a"}, "threshold is 'a'; it must be a finite number"),
+        ("exclusive_experts", {"top": 2.5}, r"top is 2\.5; it must be a whole number"),
+        ("shared_experts", {"languages": []}, r"languages is \[\]; name at least one"),
+        ("shared_experts", {"languages": "en"}, "at least two different ones"),
+        ("shared_experts", {"languages": ["en", 5]}, r"languages is \['en', 5\]"),
+        ("shared_experts", {"languages": ["en", ""]}, r"languages is \['en', ''\]"),
+        ("shared_experts", {"threshold": 1.0}, r"threshold is 1\.0; it must lie in \(0, 1\)"),
+        ("shared_experts", {"threshold": 1}, r"threshold is 1\.0; it must lie in \(0, 1\)"),
+        ("shared_experts", {"threshold": True}, "threshold is True; it must be a finite number"),
+        ("shared_experts", {"top": "2"}, "top is '2'; it must be a whole number"),
+        ("shared_experts", {"source": 5}, "source is 5; it must be one of en, zh"),
+        ("preferred", {"threshold": float("nan")}, "threshold is nan"),
+        ("preferred", {"threshold": 10**400}, "must be a finite number"),
+        ("preferred", {"target": 5}, "pivot and target is"),
+        ("preferred", {"layers": [7, 9]}, "none of the layers 7, 9 was profiled; there are 0-2"),
+        ("task_experts", {"threshold": "0.3"}, r"threshold is '0\.3'; it must be a finite number"),
+        ("task_experts", {"language": 5}, r"language is \[5\]; name at least one"),
+        ("multilingual_experts", {"threshold": None}, "threshold is None"),
+        ("risk_difference", {"activate": 1.5}, r"activate is 1\.5; it must be a whole number"),
+        ("risk_difference", {"deactivate": True}, "deactivate is True"),
+        ("risk_difference", {"language": 5}, r"language is \[5\]"),
+        ("risk_difference", {"layers": []}, r"layers are \[\]; give at least one"),
+        ("preferred", {"layers": 5}, "layers are 5; give whole numbers"),
+        ("preferred", {"layers": "0-2"}, "layers are '0-2'; give whole numbers"),
+        ("task_experts", {"layers": [0.5]}, r"layers are \[0\.5\]; give whole numbers"),
+        ("task_experts", {"layers": [-1, 0]}, r"layers are \[-1, 0\]; give at least one"),
+    ],
+)
+def test_settings_of_another_type_are_refused(method: str, settings: Any, says: str):
+    with pytest.raises(SteeringError, match=says):
+        ASK[method](**{"layers": range(3)} | settings)
+
+
+@pytest.mark.parametrize("seed", ["abc", 1.5, None, 2**64, -(2**63) - 1])
+def test_seeds_that_are_no_whole_numbers_are_refused(seed: Any):
+    with pytest.raises(SteeringError, match="seed is"):
+        random_experts(ASK["task_experts"](layers=[0]), seed=seed)
