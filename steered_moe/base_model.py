@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from steered_moe import hub
 from steered_moe.combining import combine
 from steered_moe.configuration import SteeredMoEConfig
-from steered_moe.errors import BaseModelError, FormatError
+from steered_moe.errors import BaseModelError, FormatError, QuantizationError
 from steered_moe.fit import ModelShape, check_fit, check_force
-from steered_moe.quantizer import config_for
+from steered_moe.quantizer import ExpertsIn4bitConfig, config_for
 from steered_moe.repo_config import is_path
 from steered_moe.routers import find_routers
 from steered_moe.steering import RouterSteering
@@ -72,15 +72,28 @@ def load_base(
 
 def _ask_for_4bit(kwargs: dict[str, Any], config: Any) -> None:
     """Turn ``load_in_4bit`` or a config of bitsandbytes into one that takes experts along."""
-    dtype = kwargs.get("dtype")
+    dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+    asked = kwargs.pop("quantization_config", None)
+    loose = {k: kwargs.pop(k) for k in list(kwargs) if k == "load_in_8bit" or k[:8] == "bnb_4bit"}
+    if loose:
+        raise QuantizationError(
+            f"{', '.join(loose)}: put it into quantization_config=BitsAndBytesConfig(...); 8 bit "
+            "would leave the fused experts in 16 bit"
+        )
     quantization = config_for(
-        kwargs.pop("quantization_config", None),
+        asked,
         kwargs.pop("load_in_4bit", False),
         config.dtype if dtype in (None, "auto") else dtype,
         getattr(config, "quantization_config", None),
     )
-    if quantization is not None:
-        kwargs["quantization_config"] = quantization
+    if quantization is None:
+        return
+    kwargs["quantization_config"] = quantization
+    if isinstance(quantization, ExpertsIn4bitConfig) and "experts_implementation" in kwargs:
+        raise QuantizationError(
+            f"experts_implementation={kwargs['experts_implementation']!r}: experts in 4 bit have "
+            "one of their own; leave it out"
+        )
 
 
 def check_base(repo: SteeringRepo, config: Any, trust_remote_code: bool = False) -> None:
@@ -112,7 +125,12 @@ def _without_weights(config: Any, trust_remote_code: bool) -> tuple[PreTrainedMo
 
 
 def repo_for(
-    steering: RouterSteering, strength: float, base: str, revision: str | None, folder: Path
+    steering: RouterSteering,
+    strength: float,
+    base: str,
+    revision: str | None,
+    folder: Path,
+    token: str | bool | None = None,
 ) -> SteeringRepo:
     """A steering repo for a base model of which only the config is read.
 
@@ -122,12 +140,15 @@ def repo_for(
         base: Hub id or folder of the base model.
         revision: Revision of the base on the Hub.
         folder: Where the repo will be; a base in a folder is named relative to it.
+        token: As huggingface_hub takes it.
 
     Raises:
         BaseModelError: The steering does not fit the model.
         RouterError: A model without routers.
     """
-    config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(
+        base, revision=revision, trust_remote_code=False, token=token
+    )
     _, shape = _without_weights(config, trust_remote_code=False)
     fields = {
         "base_model_name_or_path": portable(base, folder),

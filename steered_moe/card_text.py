@@ -12,7 +12,7 @@ from steered_moe.errors import FormatError
 
 BEGIN = "<!-- steered-moe: written from this repo's files; text outside these marks is kept -->"
 END = "<!-- steered-moe: end -->"
-_PART = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END) + "\n?", re.DOTALL)
+_PART = re.compile(f"{BEGIN}(?:(?!{BEGIN}).)*?{END}\n?", re.DOTALL)
 _HEADER = re.compile(r"\A---\n.*?\n---\n*", re.DOTALL)
 
 
@@ -38,6 +38,16 @@ def merged(card: str, old: str) -> str:
         text = f"{body.rstrip()}\n\n{part[0]}" if body.strip() else part[0]
     header = dump_yaml(_merged_metadata(metadata(card), metadata(old)))
     return f"---\n{header}---\n\n{text}"
+
+
+def with_metadata_of(card: str, old: str) -> str:
+    """A card with the metadata that only an old one has.
+
+    Raises:
+        FormatError: Metadata that cannot be read.
+    """
+    fields = {key: value for key, value in metadata(old).items() if key != "model-index"}
+    return f"---\n{dump_yaml({**fields, **metadata(card)})}---\n\n{_HEADER.sub('', card)}"
 
 
 def _merged_metadata(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from steered_moe.card_text import BEGIN, END, merged
 from steered_moe.corpora import KNOWN
+from steered_moe.errors import FormatError
 from steered_moe.heat_map import heat_map
 from steered_moe.hub import CARD_FILE
 from steered_moe.literature import EDITS, METHOD_FACTS, bibtex, cited
@@ -43,11 +44,14 @@ def write_card(repo: SteeringRepo, folder: str | Path, repo_id: str = ".") -> No
     """
     folder = Path(folder)
     path = folder / CARD_FILE
-    old = path.read_text(encoding="utf-8") if path.is_file() else ""
+    old = path.read_bytes() if path.is_file() else b""
     pictures = {p.stem for p in (folder / PICTURES).glob("*.png")}
     results = current(read_results(folder), repo.steerings)
     card = render_card(repo, repo_id, results, pictures)
-    path.write_text(merged(card, old), encoding="utf-8")
+    try:
+        path.write_text(merged(card, old.decode("utf-8")), encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path} is not UTF-8: {error}; save it as UTF-8") from error
 
 
 def render_card(

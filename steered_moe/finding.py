@@ -64,7 +64,12 @@ def find_steerings(
             wanted = [TAG, *([f"base_model:{base_model}"] if base_model else [])]
             infos = iter(
                 api.list_models(
-                    filter=wanted, author=author, search=search, sort="downloads", full=True
+                    filter=wanted,
+                    author=author,
+                    search=search,
+                    sort="downloads",
+                    full=True,
+                    cardData=True,
                 )
             )
         found = (_found(info) for info in infos)

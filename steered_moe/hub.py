@@ -17,6 +17,7 @@ from huggingface_hub.errors import HTTPError as NetworkError  # type: ignore[att
 
 from steered_moe.errors import FormatError, HubError
 from steered_moe.repo_config import CONFIG_FILE, LARGEST_CONFIG, TENSOR_FILE, is_repo_id
+from steered_moe.results import RESULTS_FILE
 from steered_moe.steering import RouterSteering
 from steered_moe.storage import LARGEST_TENSORS, pick, read_repo
 
@@ -24,7 +25,8 @@ KWARGS = ("token", "cache_dir", "local_files_only", "force_download")
 """Keyword arguments of ``from_pretrained`` that say how to talk to the Hub."""
 
 CARD_FILE = "README.md"
-_LARGEST = {CONFIG_FILE: LARGEST_CONFIG, TENSOR_FILE: LARGEST_TENSORS, CARD_FILE: LARGEST_CONFIG}
+_LARGEST = dict.fromkeys((CONFIG_FILE, CARD_FILE, RESULTS_FILE), LARGEST_CONFIG)
+_LARGEST[TENSOR_FILE] = LARGEST_TENSORS
 
 
 def fetch(repo: str | Path, revision: str | None = None, **hub_kwargs: Any) -> Path:
@@ -70,7 +72,7 @@ def load_steering(
 
 
 def pull(repo: str, folder: str | Path, revision: str | None = None, **hub_kwargs: Any) -> Path:
-    """Copy a steering repo (config, tensors and, if it has one, its card) into a folder.
+    """Copy a steering repo (config, tensors, and its card and results if any) into a folder.
 
     Args:
         repo: As `fetch` takes it.
@@ -88,10 +90,11 @@ def pull(repo: str, folder: str | Path, revision: str | None = None, **hub_kwarg
     source = fetch(repo, revision, **hub_kwargs)
     read_repo(source)
     if from_hub(source):
-        with suppress(EntryNotFoundError):  # a steering works without a card
-            _download(split(repo)[0], CARD_FILE, _commit(source), **hub_kwargs)
+        for name in (CARD_FILE, RESULTS_FILE):
+            with suppress(EntryNotFoundError):  # a steering works without them
+                _download(split(repo)[0], name, _commit(source), **hub_kwargs)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (CONFIG_FILE, TENSOR_FILE, CARD_FILE):
+    for name in (CONFIG_FILE, TENSOR_FILE, CARD_FILE, RESULTS_FILE):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     return folder

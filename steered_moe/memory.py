@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,7 +12,8 @@ from torch import nn
 from steered_moe.packed_experts import PackedExperts
 
 LARGE = 0.01
-"""A tensor of more than this share of a model in 16 bit is named when it is not in 4 bit."""
+"""Tensors of one name in all layers that are more than this share of a model in 16 bit are named
+when they are not in 4 bit."""
 
 
 @dataclass
@@ -60,7 +62,7 @@ def _count_packed(steps: nn.Module, part: Part, counted: set[int]) -> None:
 
 
 def report(model: nn.Module, logger: logging.Logger) -> None:
-    """Log the parts, and warn of what is large and not in 4 bit; embeddings and head never are."""
+    """Log the parts, and warn of what is large and not in 4 bit, but for embeddings and head."""
     parts = memory_by_part(model)
     logger.info(
         "4 bit: %s",
@@ -68,10 +70,16 @@ def report(model: nn.Module, logger: logging.Logger) -> None:
     )
     large = LARGE * sum(part.half for part in parts.values())
     kept = _embeddings(model)
+    alike: dict[str, list[tuple[str, nn.Parameter]]] = {}
     for name, weight in model.named_parameters():
         plain = weight.is_floating_point() and getattr(weight, "quant_state", None) is None
-        if plain and weight.dim() > 1 and id(weight) not in kept and 2 * weight.numel() > large:
-            logger.warning("%s %s stays in %s", name, tuple(weight.shape), weight.dtype)
+        if plain and weight.dim() > 1 and id(weight) not in kept:
+            alike.setdefault(re.sub(r"\d+", "*", name), []).append((name, weight))
+    for group in alike.values():
+        name, weight = group[0]
+        if sum(2 * one.numel() for _, one in group) > large:
+            others = f" and {len(group) - 1} like it stay" if len(group) > 1 else " stays"
+            logger.warning("%s %s%s in %s", name, tuple(weight.shape), others, weight.dtype)
 
 
 def _embeddings(model: nn.Module) -> set[int]:

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelInfo
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from steered_moe.card_text import own_text
+from steered_moe.card_text import own_text, with_metadata_of
 from steered_moe.cards import PICTURES
 from steered_moe.errors import FormatError
 from steered_moe.hub import CARD_FILE, hub_errors
-from steered_moe.repo_config import CONFIG_FILE, LARGEST_CONFIG, MODEL_TYPE, read_json
-from steered_moe.results import RESULTS_FILE
-from steered_moe.staging import SCORES, TOKENIZER_FILES, check_tokenizer, complete, stage
+from steered_moe.repo_config import CONFIG_FILE, LARGEST_CONFIG, MODEL_TYPE, read_json, short_list
+from steered_moe.results import RESULTS_FILE, read_results
+from steered_moe.staging import TOKENIZER_FILES, check_tokenizer, complete, scores_file, stage
 from steered_moe.storage import SteeringRepo
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ def plan_push(
         HubError: The Hub cannot be reached.
         huggingface_hub.errors.HfHubHTTPError: The Hub's own errors, such as an unknown base.
     """
+    revision = None if revision == "main" else revision
     if tag and create_pr:
         raise FormatError(f"tag {tag!r} cannot be put on a pull request; tag it once it is merged")
     folders = [Path(folder)] if isinstance(folder, (str, Path)) else [Path(one) for one in folder]
@@ -98,19 +99,16 @@ def plan_push(
         with hub_errors(f"reading {repo_id}"):
             repo_id = _full_name(api, repo_id)
             remote = _Remote.read(api, repo_id, revision, tag)
-            repo = _pinned(api, repo, target, tokenizer, private)
+            repo = _pinned(api, repo, target, tokenizer, remote.will_be_private(private))
+            made = remote.made(api, repo)
             remote.keep_texts(api, target, replace_card)
         complete(repo, target, repo_id)
         check_tokenizer(target)
         paths = sorted(path for path in target.rglob("*") if path.is_file())
         files = {path.relative_to(target).as_posix(): path.read_bytes() for path in paths}
-    gone = [path for path in remote.files if _is_made(path) and path not in files]
+    gone = [path for path in remote.files if path in made and path not in files]
     state = remote.head, remote.exists
     return Plan(repo_id, files, gone, *state, revision, tag, create_pr, private)
-
-
-def _is_made(path: str) -> bool:
-    return path.startswith((f"{PICTURES}/", f"{SCORES}/")) or path == RESULTS_FILE
 
 
 def _full_name(api: HfApi, repo_id: str) -> str:
@@ -119,7 +117,7 @@ def _full_name(api: HfApi, repo_id: str) -> str:
 
 
 def _pinned(
-    api: HfApi, repo: SteeringRepo, target: Path, tokenizer: bool, private: bool | None
+    api: HfApi, repo: SteeringRepo, target: Path, tokenizer: bool, private: bool
 ) -> SteeringRepo:
     """The base at a commit; its tokenizer files are added unless there are some already."""
     base, revision = (repo.base[f"base_model_{part}"] for part in ("name_or_path", "revision"))
@@ -129,11 +127,17 @@ def _pinned(
     closed = bool(info.gated) or (bool(info.private) and not private)
     if tokenizer and closed:
         logger.warning("%s is gated or private, so its tokenizer files are not sent", base)
+        for name in TOKENIZER_FILES:
+            (target / name).unlink(missing_ok=True)
     elif tokenizer and not any((target / name).exists() for name in TOKENIZER_FILES):
         for name in wanted:
             api.hf_hub_download(base, name, revision=info.sha, local_dir=target)
         shutil.rmtree(target / ".cache", ignore_errors=True)  # notes of the download
     return repo.of_base({"base_model_revision": info.sha})
+
+
+def _names(info: ModelInfo) -> list[str]:
+    return [file.rfilename for file in info.siblings or []]
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,7 @@ class _Remote:
     exists: bool
     head: str | None
     files: Sequence[str]
+    private: bool = False
 
     @classmethod
     def read(cls, api: HfApi, repo_id: str, revision: str | None, tag: str | None) -> _Remote:
@@ -154,10 +159,48 @@ class _Remote:
                 raise FormatError(f"{repo_id} has a tag {tag!r} already; choose another")
             with suppress(RevisionNotFoundError):
                 info = api.model_info(repo_id, revision=revision)
-                return cls(repo_id, True, info.sha, [f.rfilename for f in info.siblings or []])
+                return cls(repo_id, True, info.sha, _names(info), bool(info.private))
         except RepositoryNotFoundError:
             return cls(repo_id, False, None, [])
-        return cls(repo_id, True, None, [f.rfilename for f in info.siblings or []])
+        return cls(repo_id, True, None, _names(info), bool(info.private))
+
+    def will_be_private(self, asked: bool | None) -> bool:
+        """Whether the repo is private once it is there.
+
+        Raises:
+            FormatError: An existing public repo, which a push does not make private.
+        """
+        if self.exists and asked and not self.private:
+            raise FormatError(
+                f"{self.repo_id} exists and is public; make it private on the Hub, or push to "
+                "another repo"
+            )
+        return self.private if self.exists else bool(asked)
+
+    def made(self, api: HfApi, repo: SteeringRepo) -> set[str]:
+        """Files of the repo that an earlier push made of its steerings and results."""
+        if CONFIG_FILE not in self.files:
+            self._check_empty()
+            return set()
+        names = self._names_of_steerings(api)
+        if gone := sorted(names - {steering.name for steering in repo.steerings}):
+            logger.warning("%s: steerings %s are there no more", self.repo_id, short_list(gone))
+        datasets: set[str] = set()
+        if RESULTS_FILE in self.files:
+            with TemporaryDirectory() as folder:
+                (Path(folder) / RESULTS_FILE).write_bytes(self._content(api, RESULTS_FILE))
+                datasets = {one.dataset for one in read_results(folder) if one.dataset}
+        pictures = {f"{PICTURES}/{name}.png" for name in names}
+        return {RESULTS_FILE, *pictures, *(scores_file(dataset) for dataset in datasets)}
+
+    def _check_empty(self) -> None:
+        """A repo without a steering may hold a card and a licence, nothing else."""
+        plain = (CARD_FILE, ".gitattributes", "LICENSE", "LICENSE.md", "LICENSE.txt")
+        if other := [name for name in self.files if name not in plain]:
+            raise FormatError(
+                f"{self.repo_id} holds something else ({short_list(other)}); push to a repo of "
+                "its own"
+            )
 
     def keep_texts(self, api: HfApi, target: Path, replace_card: bool) -> None:
         """Take over hand-written text and results that are on the Hub only.
@@ -165,8 +208,6 @@ class _Remote:
         Raises:
             FormatError: The repo holds something else, or both cards have text of their own.
         """
-        if CONFIG_FILE in self.files:
-            self._check_kind(api)
         if RESULTS_FILE in self.files and not (target / RESULTS_FILE).exists():
             (target / RESULTS_FILE).write_bytes(self._content(api, RESULTS_FILE))
         if CARD_FILE not in self.files or replace_card:
@@ -180,10 +221,10 @@ class _Remote:
                 "what you want to keep into the one here and push with replace_card=True "
                 "(--replace-card)"
             )
-        if not here:
-            card.write_text(there, encoding="utf-8")
+        kept = with_metadata_of(card.read_text(encoding="utf-8"), there) if here else there
+        card.write_text(kept, encoding="utf-8")
 
-    def _check_kind(self, api: HfApi) -> None:
+    def _names_of_steerings(self, api: HfApi) -> set[str]:
         path = api.hf_hub_download(self.repo_id, CONFIG_FILE, revision=self.head)
         config = read_json(Path(path), LARGEST_CONFIG)
         kind = config.get("model_type") if isinstance(config, dict) else None
@@ -192,6 +233,9 @@ class _Remote:
                 f"{self.repo_id} holds something else (model_type {kind!r}), which would be "
                 "overwritten; push to a repo of its own"
             )
+        entries = config.get("steerings")
+        rows = entries if isinstance(entries, list) else []
+        return {str(row["name"]) for row in rows if isinstance(row, dict) and "name" in row}
 
     def _content(self, api: HfApi, file: str) -> bytes:
         return Path(api.hf_hub_download(self.repo_id, file, revision=self.head)).read_bytes()

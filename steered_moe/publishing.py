@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
 from steered_moe.base_model import repo_for
+from steered_moe.errors import FormatError
 from steered_moe.hub import hub_errors, split
 from steered_moe.planning import Plan, plan_push
 from steered_moe.steering import RouterSteering
@@ -56,7 +57,8 @@ def push_steering(
     """`RouterSteering.push_to_hub`."""
     with TemporaryDirectory() as folder:
         base, revision = split(base_model)
-        repo_for(steering, strength, base, revision, Path(folder)).write(folder)
+        token = options.get("token")
+        repo_for(steering, strength, base, revision, Path(folder), token).write(folder)
         return push(folder, repo_id, **options)
 
 
@@ -74,6 +76,8 @@ def send(
         HubError: See `push`.
         huggingface_hub.errors.HfHubHTTPError: See `push`.
     """
+    if not commit_message.strip():
+        raise FormatError("the commit message is empty; say what is new")
     api = HfApi(token=token)
     with _undone(plan, api) as parent, hub_errors(f"pushing to {plan.repo_id}"):
         commit = api.create_commit(
@@ -103,18 +107,19 @@ def _undone(plan: Plan, api: HfApi) -> Iterator[str | None]:
     """
     undo: Callable[[], None] | None = None
     parent = plan.parent
-    with hub_errors(f"creating {plan.repo_id}"):
-        if not plan.exists:
-            api.create_repo(plan.repo_id, private=plan.private)
-            undo = partial(api.delete_repo, plan.repo_id)
-        if parent is None and plan.revision:
-            api.create_branch(plan.repo_id, branch=plan.revision)
-            undo = undo or partial(api.delete_branch, plan.repo_id, branch=plan.revision)
-        if parent is None:
-            parent = api.model_info(plan.repo_id, revision=plan.revision).sha
     try:
+        with hub_errors(f"creating {plan.repo_id}"):
+            if not plan.exists:
+                api.create_repo(plan.repo_id, private=plan.private)
+                undo = partial(api.delete_repo, plan.repo_id)
+                parent = api.model_info(plan.repo_id).sha
+            if plan.parent is None and plan.revision:
+                api.create_branch(plan.repo_id, branch=plan.revision)
+                undo = undo or partial(api.delete_branch, plan.repo_id, branch=plan.revision)
+            if parent is None:
+                parent = api.model_info(plan.repo_id, revision=plan.revision).sha
         yield parent
-    except OSError:  # every error of the Hub and of the network is one
+    except BaseException:  # an interruption too
         if undo is not None:
             _undo(undo, plan, api, parent)
         raise
@@ -124,7 +129,8 @@ def _undo(undo: Callable[[], None], plan: Plan, api: HfApi, parent: str | None) 
     """Take back what was created, unless somebody has put something there."""
     try:
         with hub_errors(f"taking back {plan.repo_id}"):
-            if api.model_info(plan.repo_id, revision=plan.revision).sha == parent:
+            revision = plan.revision if plan.exists else None
+            if api.model_info(plan.repo_id, revision=revision).sha == parent:
                 undo()
     except OSError as error:
         logger.warning("%s was created and is empty: %s. Push again", plan.repo_id, error)

@@ -24,7 +24,7 @@ from transformers.integrations.moe import (
 )
 
 from steered_moe.errors import QuantizationError
-from steered_moe.memory import report
+from steered_moe.memory import memory_by_part, report
 from steered_moe.packed_experts import PackedExperts
 from steered_moe.routers import find_routers
 
@@ -47,7 +47,7 @@ def quantize_experts_(
         config: ``bnb_4bit_quant_type`` and ``bnb_4bit_use_double_quant``; nf4 without a config.
 
     Returns:
-        The same model.
+        The same model. Its packed experts keep the dtype that they had: cast it before.
 
     Raises:
         QuantizationError: No bitsandbytes, 8 bit, a model without fused experts, experts that are
@@ -56,6 +56,8 @@ def quantize_experts_(
     config = config or default_config(model.dtype)
     check_possible(config, getattr(model.config, "quantization_config", None))
     found = list(expert_parameters(model))
+    if not found and memory_by_part(model)["experts"].bytes:
+        raise QuantizationError(f"the experts of {type(model).__name__} are in 4 bit already")
     if not found:
         raise QuantizationError(
             f"{type(model).__name__} has no fused experts in 16 bit; lists of linear layers are "
@@ -67,7 +69,19 @@ def quantize_experts_(
         data, state = packed_of(module, name, config)
         register(module, name, data, state)
     finish(model)
+    _tell_config(model, config)
     return model
+
+
+def _tell_config(model: PreTrainedModel, config: BitsAndBytesConfig) -> None:
+    """A checkpoint that the model saves says what is packed, and that linear layers are not."""
+    from steered_moe.quantizer import ExpertsIn4bitConfig
+
+    told = ExpertsIn4bitConfig.of(config)
+    told.llm_int8_skip_modules = [
+        path for path, module in model.named_modules() if type(module) is nn.Linear
+    ]
+    model.config.quantization_config = told
 
 
 def default_config(dtype: torch.dtype) -> BitsAndBytesConfig:

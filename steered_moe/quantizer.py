@@ -16,6 +16,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from steered_moe.errors import QuantizationError
 from steered_moe.packed_experts import PackedExperts
@@ -92,7 +93,8 @@ def config_for(
     if isinstance(asked, dict) and {"load_in_4bit", "load_in_8bit"} & set(asked):
         asked = BitsAndBytesConfig(**asked)
     if load_in_4bit:
-        asked = default_config(dtype if isinstance(dtype, torch.dtype) else torch.bfloat16)
+        dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        asked = default_config(dtype or torch.bfloat16)
     if not isinstance(asked, BitsAndBytesConfig):
         return asked
     check_possible(asked, present)
@@ -139,10 +141,13 @@ class ExpertsIn4bitQuantizer(Bnb4BitHfQuantizer):
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, device_map: Any = None, **kwargs: Any
     ) -> None:
-        found = list(expert_parameters(model))
-        self.experts = {f"{path}.{name}": (module, name) for path, module, name in found}
-        self.states = {}
         asked = self.quantization_config.llm_int8_skip_modules
+        self.experts = {
+            f"{path}.{name}": (module, name)
+            for path, module, name in expert_parameters(model)
+            if should_convert_module(path, asked)
+        }
+        self.states = {}
         kept = self.get_modules_to_not_convert(model, asked, add_default_skips=True)
         self.quantization_config.llm_int8_skip_modules = sorted(
             {*kept, *(router.path for router in find_routers(model)), *_odd(model, device_map)}
@@ -176,11 +181,16 @@ class ExpertsIn4bitQuantizer(Bnb4BitHfQuantizer):
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
         for name, (module, attribute) in self.experts.items():
+            if name not in self.states:
+                raise QuantizationError(f"the checkpoint lacks {name}, or it is offloaded")
             register(module, attribute, getattr(module, attribute).data, self.states.pop(name))
         self.experts = {}
         finish(model)
         done: PreTrainedModel = super()._process_model_after_weight_loading(model, **kwargs)
         return done
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> None:
+        raise QuantizationError("4-bit experts cannot be turned back; load the base in 16 bit")
 
     def get_quantize_ops(self) -> ConversionOps:
         """What transformers calls for each tensor that `param_needs_quantization`."""

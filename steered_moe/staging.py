@@ -77,7 +77,8 @@ def stage(
     for folder in folders:
         _copy(folder, target, alone=len(folders) == 1, tokenizer=tokenizer)
     repo.write(target)
-    read_results(target)
+    if results := [result for folder in folders for result in read_results(folder)]:
+        write_results(results, target)
     return repo
 
 
@@ -86,11 +87,12 @@ def _copy(folder: Path, target: Path, *, alone: bool, tokenizer: bool) -> None:
     left = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        picture = path.parent.name == PICTURES and path.suffix in (".png", ".svg")
+        picture = path.parent == folder / PICTURES and path.suffix in (".png", ".svg")
         wanted = name in _SENT and (tokenizer or name not in TOKENIZER_FILES)
-        single = name in (CARD_FILE, RESULTS_FILE) and not alone
+        single = name == CARD_FILE and not alone
         if path.is_symlink() or not path.is_file() or single or not (picture or wanted):
-            left += [name] if not path.is_dir() and name not in TOKENIZER_FILES else []
+            known = name in (*TOKENIZER_FILES, RESULTS_FILE) or path.is_dir()
+            left += [] if known else [name]
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / name)
@@ -127,6 +129,11 @@ def _drop_old_results(repo: SteeringRepo, target: Path) -> None:
         write_results(fit, target)
 
 
+def scores_file(dataset: str) -> str:
+    """Where the scores on a dataset of the Hub are."""
+    return f"{SCORES}/{dataset.replace('/', '--')}.yaml"
+
+
 def _write_scores(repo: SteeringRepo, target: Path) -> None:
     """``.eval_results/<benchmark>.yaml``, for results on a dataset of the Hub."""
     by_dataset: dict[str, list[Any]] = {}
@@ -134,7 +141,7 @@ def _write_scores(repo: SteeringRepo, target: Path) -> None:
         if result.dataset is not None:
             by_dataset.setdefault(result.dataset, []).append(result.entry())
     for dataset, entries in by_dataset.items():
-        path = target / SCORES / f"{dataset.replace('/', '--')}.yaml"
+        path = target / scores_file(dataset)
         path.parent.mkdir(exist_ok=True)
         path.write_text(dump_yaml(eval_result_entries_to_yaml(entries)), encoding="utf-8")
 
@@ -154,8 +161,8 @@ def check_tokenizer(target: Path) -> None:
             AutoTokenizer.from_pretrained(target, trust_remote_code=False)
             return
         reason: object = "it needs code of the base model's repo"
-    except (ValueError, OSError, KeyError) as error:
-        reason = error
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
     raise FormatError(
         f"the tokenizer would not load from the steering repo alone ({reason}); push without it: "
         "tokenizer=False (--no-tokenizer)"

@@ -223,6 +223,12 @@ def test_a_card_of_somebody_else_gets_the_generated_part_below():
         merged(card, "---\n- a\n---\n\nText")
 
 
+def test_text_survives_a_lost_end_mark():
+    card = render_card(repo())
+    once = merged(card, card.replace(END, "") + "HAND")
+    assert "HAND" in merged(card, once)
+
+
 def test_example_cards_are_current(tmp_path: Path):
     build = runpy.run_path(str(ROOT / "hub_cards" / "build.py"))
     build["main"](tmp_path)

@@ -32,7 +32,7 @@ from steered_moe.finding import find_steerings
 from steered_moe.hub import fetch, pull
 from steered_moe.planning import plan_push
 from steered_moe.publishing import push, send
-from steered_moe.results import Interval, Result, write_results
+from steered_moe.results import Interval, Result, read_results, write_results
 from steered_moe.storage import read_repo
 
 IDS = torch.arange(1, 13).view(2, 6)
@@ -483,3 +483,91 @@ def test_the_commands(hub: HubServer, folder: Path, repo: str, base: str, tmp_pa
 def test_pull_of_a_folder_copies_it(folder: Path, tmp_path: Path):
     assert pull(str(folder), tmp_path / "copy").is_dir()
     assert read_repo(tmp_path / "copy").steerings == read_repo(folder).steerings
+
+
+def test_a_public_repo_stays_public_and_gets_no_private_tokenizer(
+    hub: HubServer, folder: Path, repo: str, base: str
+):
+    hub.repos[base].private = True
+    push(folder, repo)
+    with pytest.raises(FormatError, match="exists and is public"):
+        push(folder, repo, private=True)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    push(folder, repo)
+    assert not TOKENIZER & set(HfApi().list_repo_files(repo))
+
+
+def test_main_is_a_branch_of_a_new_repo_and_a_message_is_needed(folder: Path, repo: str):
+    with pytest.raises(FormatError, match="commit message is empty"):
+        push(folder, repo, commit_message=" ")
+    assert not HfApi().repo_exists(repo)
+    push(folder, repo, revision="main")
+    assert RouterSteering.load(repo).name == "middle"
+
+
+def test_files_of_others_stay_and_what_goes_is_said(
+    api: HfApi, folder: Path, repo: str, tmp_path: Path, caplog
+):
+    push([folder, named(folder, "two", 0.5, tmp_path / "two")], repo)
+    for path in ("plots/mine.png", ".eval_results/community.yaml"):
+        api.upload_file(path_or_fileobj=b"1", path_in_repo=path, repo_id=repo)
+    caplog.clear()
+    push(folder, repo)
+    assert "steerings two are there no more" in caplog.text
+    left = set(api.list_repo_files(repo))
+    assert {"plots/mine.png", ".eval_results/community.yaml", "plots/middle.png"} <= left
+    assert "plots/two.png" not in left
+
+
+def test_a_repo_of_another_kind_is_not_taken_over(hub: HubServer, folder: Path, repo: str):
+    hub.commit(repo, {"adapter_config.json": b"{}", "README.md": b"# LoRA"})
+    with pytest.raises(FormatError, match=r"holds something else \(adapter_config.json\)"):
+        push(folder, repo)
+    hub.commit(f"{repo}-card", {"README.md": b"# Mine"})
+    push(folder, f"{repo}-card")
+    card = Path(HfApi().hf_hub_download(f"{repo}-card", "README.md")).read_text()
+    assert own_text(card) == "# Mine"
+
+
+def test_metadata_that_was_added_on_the_hub_stays(api: HfApi, folder: Path, repo: str):
+    (folder / "README.md").write_text("My own text.")
+    push(folder, repo)
+    card = Path(api.hf_hub_download(repo, "README.md")).read_text()
+    edited = card.replace("library_name", "license: mit\nlibrary_name", 1).encode()
+    api.upload_file(path_or_fileobj=edited, path_in_repo="README.md", repo_id=repo)
+    push(folder, repo)
+    again = Path(api.hf_hub_download(repo, "README.md")).read_text()
+    assert "license: mit" in again
+    assert own_text(again) == "My own text."
+
+
+def test_results_are_pulled_and_joined(folder: Path, repo: str, tmp_path: Path):
+    other = named(folder, "two", 0.5, tmp_path / "two")
+    for one in (folder, other):
+        steering = read_repo(one).steerings[0]
+        fields = {"task": "t", "language": "sw", "metric": "accuracy", "items": 9, "base": 0.5}
+        gain = Interval(0.0, -1.0, 1.0)
+        row = Result(steering.name, steering.fingerprint, 1.0, steered=0.5, gain=gain, **fields)
+        write_results([row], one)
+    push([folder, other], repo)
+    out = pull(repo, tmp_path / "out")
+    assert [row.steering for row in read_results(out)] == ["middle", "two"]
+
+
+def test_only_pictures_of_the_repo_itself_are_sent(folder: Path, repo: str):
+    secret = folder / "private" / "plots"
+    secret.mkdir(parents=True)
+    (secret / "secret.png").write_bytes(b"1")
+    assert not any("secret" in path for path in plan_push(folder, repo).files)
+
+
+def test_the_token_that_is_given_reads_the_base(
+    hub: HubServer, folder: Path, repo: str, base: str, monkeypatch: pytest.MonkeyPatch
+):
+    hub.repos[base].private = True
+    monkeypatch.delenv("HF_TOKEN")
+    steering = read_repo(folder).steerings[0]
+    with pytest.raises(OSError, match=r"not a valid model identifier|401|token"):
+        steering.push_to_hub(repo, base_model=base)
+    steering.push_to_hub(repo, base_model=base, token="hf_test", private=True)
+    assert HfApi(token="hf_test").repo_exists(repo)

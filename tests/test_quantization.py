@@ -19,6 +19,7 @@ from bitsandbytes import functional as bnb
 from bitsandbytes.nn import Linear4bit
 from conftest import ROOT
 from observe import observe
+from safetensors.torch import load_file, save_file
 from test_architectures import INPUTS, NO_BFLOAT16, NO_FORCE, TYPES, logits_of, steering_of
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -291,9 +292,9 @@ def test_load_in_4bit_steers_and_says_what_it_weighs(steered, caplog: pytest.Log
 
 def test_what_is_large_and_stays_in_16_bit_is_named(tmp_path: Path, caplog):
     quantize_experts_(embedded())
-    assert "model.layers.0.self_attn.q_proj.weight" not in caplog.text  # less than a hundredth
-    quantize_experts_(copy.deepcopy(original("qwen3_moe")))
-    assert "model.layers.0.self_attn.q_proj.weight (32, 32) stays in torch.bfloat16" in caplog.text
+    said = "model.layers.0.self_attn.q_proj.weight (128, 128) and 7 like it stay in torch.bfloat16"
+    assert said in caplog.text
+    assert "embed_tokens" not in caplog.text
 
 
 def test_the_error_is_that_of_linear4bit_on_unfused_experts():
@@ -364,7 +365,11 @@ REFUSED: list[tuple[str, Callable[[], Any], str]] = [
     ("8 bit", lambda: load(BitsAndBytesConfig(load_in_8bit=True)), "8 bit would leave"),
     ("8 bit as a dict", lambda: load({"load_in_8bit": True}), "8 bit would leave"),
     ("both", lambda: load(BitsAndBytesConfig(load_in_4bit=True), load_in_4bit=True), "not both"),
-    ("twice", lambda: quantize_experts_(quantized("qwen3_moe")), "no fused experts in 16 bit"),
+    ("twice", lambda: quantize_experts_(quantized("qwen3_moe")), "is quantized already"),
+    ("8 bit as an argument", lambda: load(None, load_in_8bit=True), "load_in_8bit: put it into"),
+    ("loose", lambda: load(None, load_in_4bit=True, bnb_4bit_quant_type="fp4"), "put it into"),
+    ("eager", lambda: load(None, load_in_4bit=True, experts_implementation="eager"), "their own"),
+    ("dequantize", lambda: load(None, load_in_4bit=True).dequantize(), "cannot be turned back"),
     ("offloaded", lambda: quantize_experts_(on_meta()), "is offloaded; quantize a model that is"),
 ]  # fmt: skip
 
@@ -422,3 +427,40 @@ def test_a_quantized_base_is_saved_loaded_and_steered(tmp_path: Path, steered):
         again.model.layers[0].mlp.experts.parametrizations.down_proj[0], PackedExperts
     )
     assert parametrize.is_parametrized(again.model.layers[0].mlp.experts)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "jetmoe", "gpt_oss"])
+def test_experts_quantized_after_loading_are_saved_and_loaded_too(kind: str, tmp_path: Path):
+    model = quantize_experts_(copy.deepcopy(original(kind)))
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert torch.equal(logits_of(again), logits_of(model))
+    assert memory_by_part(again) == memory_by_part(model)
+
+
+def test_experts_that_are_to_be_skipped_are_skipped():
+    skip = ["model.layers.0.mlp.experts", "lm_head"]
+    model = embedded(quantization_config=ExpertsIn4bitConfig(llm_int8_skip_modules=skip))
+    left = {path for path, _, _ in expert_parameters(model)}
+    assert left == {"model.layers.0.mlp.experts"}
+    assert torch.isfinite(logits_of(model)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", torch.float32])
+def test_it_computes_in_the_dtype_of_the_model(dtype: Any):
+    model = load(None, load_in_4bit=True, dtype=dtype)
+    assert model.config.quantization_config.bnb_4bit_compute_dtype == torch.float32
+    assert load(None, load_in_4bit=True).config.quantization_config.bnb_4bit_compute_dtype == (
+        torch.bfloat16
+    )
+
+
+def test_a_checkpoint_without_some_experts_is_refused(tmp_path: Path):
+    shutil.copytree(FOLDER / "base", tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    weights = {k: v for k, v in load_file(file).items() if "layers.2.mlp.experts" not in k}
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(QuantizationError, match=r"lacks model\.layers\.2\.mlp\.experts"):
+        AutoModelForCausalLM.from_pretrained(
+            tmp_path / "base", quantization_config=ExpertsIn4bitConfig()
+        )
