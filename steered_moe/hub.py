@@ -17,7 +17,7 @@ from huggingface_hub.errors import HTTPError as NetworkError  # type: ignore[att
 
 from steered_moe.errors import FormatError, HubError
 from steered_moe.repo_config import CONFIG_FILE, LARGEST_CONFIG, TENSOR_FILE, is_repo_id
-from steered_moe.results import RESULTS_FILE
+from steered_moe.results import RESULTS_FILE, read_results
 from steered_moe.steering import RouterSteering
 from steered_moe.storage import LARGEST_TENSORS, pick, read_repo
 
@@ -81,7 +81,8 @@ def pull(repo: str, folder: str | Path, revision: str | None = None, **hub_kwarg
         hub_kwargs: As `fetch` takes them.
 
     Raises:
-        FormatError: The folder holds something, or the repo is not a steering repo.
+        FormatError: The folder holds something, the repo is not a steering repo, or its results
+            are damaged; nothing is copied.
         HubError: As `fetch`.
     """
     folder = Path(folder)
@@ -93,6 +94,7 @@ def pull(repo: str, folder: str | Path, revision: str | None = None, **hub_kwarg
         for name in (CARD_FILE, RESULTS_FILE):
             with suppress(EntryNotFoundError):  # a steering works without them
                 _download(split(repo)[0], name, _commit(source), **hub_kwargs)
+    read_results(source)
     folder.mkdir(parents=True, exist_ok=True)
     for name in (CONFIG_FILE, TENSOR_FILE, CARD_FILE, RESULTS_FILE):
         if (source / name).is_file():

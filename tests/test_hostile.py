@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 from hub_server import HubServer
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from markdown_it import MarkdownIt
 from safetensors.torch import load, save
@@ -387,6 +387,11 @@ def test_what_is_not_known_is_left_alone(hub: HubServer, publish, tiny: Path, tm
         assert kind.from_pretrained(repo).steering.fingerprint == steering.fingerprint
     assert isinstance(AutoConfig.from_pretrained(repo).steerings, list)
     assert not {name for name in asked_for(hub) if name.endswith((".py", ".bin", ".pt", ".pkl"))}
+    if "evaluation.json" in HfApi().list_repo_files(repo):
+        with pytest.raises(FormatError, match="is not JSON"):
+            pull(repo, tmp_path / "pulled")
+        assert not (tmp_path / "pulled").exists()
+        return
     pulled = {path.name for path in pull(repo, tmp_path / "pulled").rglob("*")}
     assert pulled - {"README.md"} == {"config.json", "steering.safetensors"}
 
