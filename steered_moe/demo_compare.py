@@ -162,8 +162,9 @@ class Comparison:
         for trigger in (
             controls["repo"].input, controls["base_model"].submit, controls["steering"].input
         ):  # fmt: skip
-            trigger(describe, about, described, **_HIDDEN).then(
-                picture, self.inputs, shown, **_HIDDEN
+            # A repo named while the last one is still drawn is not dropped.
+            trigger(describe, about, described, trigger_mode="always_last", **_HIDDEN).then(
+                picture, self.inputs, shown, trigger_mode="always_last", **_HIDDEN
             )
         moved = [controls[n].input for n in ("strength", "first_layer", "last_layer", "edit")]
         gradio.on(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlencode
@@ -20,6 +21,7 @@ CHROMIUM = find()
 if CHROMIUM is None:
     pytest.skip("no Chromium on this machine: python tests/browser.py", allow_module_level=True)
 
+from steered_moe import demo_html  # noqa: E402
 from steered_moe.demo import launch  # noqa: E402
 from steered_moe.demo_actions import Actions  # noqa: E402
 from steered_moe.problems import problems  # noqa: E402
@@ -211,6 +213,19 @@ def test_stop_ends_the_answer_and_the_next_one_is_given(page):
     number(page, "Temperature", 0)
     number(page, "Longest answer, in tokens", 24)
     assert ask(page)["base"] != stopped["base"]
+
+
+def test_a_repo_named_while_the_last_one_is_drawn_is_not_dropped(page, monkeypatch):
+    drawn = demo_html.steering_map
+    monkeypatch.setattr(demo_html, "steering_map", lambda *a: (time.sleep(2), drawn(*a))[1])
+    box = page.get_by_label("Steering repo", exact=True)
+    alert = page.locator("#problem [role=alert]")
+    for name in ("nobody/one", "embedded", "nobody/two"):
+        box.fill(name)
+        box.press("Enter")
+        page.wait_for_timeout(700)  # described, but not yet drawn
+    page.wait_for_timeout(4000)
+    assert "nobody/two" in alert.inner_text(timeout=3000)
 
 
 def test_a_wrong_repo_is_told_as_text(page):
