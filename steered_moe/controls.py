@@ -1,8 +1,8 @@
-"""The systems of an evaluation: base, steered, and controls, which should not help."""
+"""The systems of an evaluation: base, steerings, and their controls, which should not help."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +16,7 @@ from steered_moe.selection import random_experts
 from steered_moe.steering import RouterSteering
 
 BASE = "base"
-STEERED = "steered"
+OF = "/"  # a control is named STEERING/CONTROL
 
 
 def outside_layers(
@@ -77,7 +77,7 @@ class System:
     """What answers: the base model, or steered.
 
     Args:
-        name: "base", "steered", or that of a control.
+        name: "base", that of a steering, or "steering/control".
         steering: None for the base model.
         strength: Of the steering.
     """
@@ -111,9 +111,23 @@ def _steered(model: PreTrainedModel, system: System) -> Iterator[None]:
 
 
 def systems(
-    steering: RouterSteering, strength: float, num_layers: int, draws: int = 1
+    steerings: Sequence[tuple[RouterSteering, float]], num_layers: int, draws: int = 1
 ) -> list[System]:
-    """Base, steered, and the controls of a steering; see `steered_moe.controls`."""
-    others = controls(steering, num_layers, draws) if draws else []
-    named = [System(control.name, control, strength) for control in others]
-    return [System(BASE), System(STEERED, steering, strength), *named]
+    """Base, each steering, and the controls of each.
+
+    Args:
+        steerings: Each with its strength; their names are those of the systems.
+        num_layers: Decoder layers of the model.
+        draws: Random controls of each steering; 0 leaves all controls out.
+
+    Raises:
+        SteeringError: A steering has the name of the base model, or of a control.
+    """
+    made = [System(BASE)]
+    for steering, strength in steerings:
+        if steering.name == BASE or OF in steering.name:
+            raise SteeringError(f"a steering named {steering.name!r} would be mistaken; rename it")
+        made.append(System(steering.name, steering, strength))
+        others = controls(steering, num_layers, draws) if draws else []
+        made += [System(f"{steering.name}{OF}{one.name}", one, strength) for one in others]
+    return made

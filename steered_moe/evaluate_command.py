@@ -1,4 +1,4 @@
-"""``steered-moe evaluate``: base, steered and controls on the same items, in one resumable run."""
+"""``steered-moe evaluate``: base, steerings and controls on the same items, in a resumable run."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ from steered_moe.controls import systems
 from steered_moe.embedded import named_repo
 from steered_moe.errors import SteeredMoEError
 from steered_moe.evaluation import Evaluation, Settings
+from steered_moe.figure import check_matplotlib
+from steered_moe.gain_plots import plot_gains
 from steered_moe.loading import check_dtype
 from steered_moe.modeling import SteeredMoEForCausalLM
 from steered_moe.results import Result, read_results, write_results
@@ -61,11 +63,12 @@ Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
 TopP = Annotated[float, typer.Option(help="With a temperature.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Runs with sampling, averaged.")]
 Strength = Annotated[float | None, typer.Option(help="Overrides the recorded strength.")]
-Steering = Annotated[str | None, typer.Option(help="Which one, of several in the repo.")]
+Steering = Annotated[str | None, typer.Option(help="One of several; by default each of them.")]
 BaseModel = Annotated[str | None, typer.Option(help="Overrides the recorded base model.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 DeviceMap = Annotated[str | None, typer.Option(help="For example auto, cpu or cuda:0.")]
 FourBit = Annotated[bool, typer.Option("--load-in-4bit", help="Load the base in 4 bit.")]
+Plot = Annotated[Path | None, typer.Option(help="Write a figure of the gains, .svg, .png or .pdf.")]
 Record = Annotated[
     bool, typer.Option("--record", help="Write the results into the repo (a folder) and its card.")
 ]
@@ -92,32 +95,37 @@ def evaluate(
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
     load_in_4bit: FourBit = False,
+    plot: Plot = None,
     record: Record = False,
 ) -> None:
-    """Measure what a steering gains, paired with its base model and with controls."""
+    """Measure what each steering of a repo gains, paired with the base model and with controls."""
     with errors():
         check_dtype(dtype)
+        if plot is not None:
+            check_matplotlib()
         asked = [task(name.strip()) for name in tasks.split(",")]
         sampling = Sampling(temperature, top_p) if temperature else None
         settings = Settings(part, limit, batch_size, chat, thinking, sampling, seeds)
         folder = _own_folder(repo) if record else None
         options: dict[str, Any] = {"dtype": dtype, "load_in_4bit": load_in_4bit}
         options |= {} if device_map is None else {"device_map": device_map}
-        model, steered, at = unsteered(repo, steering, strength, base_model, **options)
+        model, steerings = unsteered(repo, steering, strength, base_model, **options)
         base, revision = model.config.name_or_path, model.base_model_revision
+        made = systems(steerings, model.config.get_text_config().num_hidden_layers, draws)
         run = Evaluation(
             model, AutoTokenizer.from_pretrained(base, revision=revision), asked,
-            [code.strip() for code in languages.split(",")],
-            systems(steered, at, model.config.get_text_config().num_hidden_layers, draws),
-            settings, data, {"repo": repo, "base_model": base, "base_revision": revision},
+            [code.strip() for code in languages.split(",")], made, settings, data,
+            {"repo": repo, "base_model": base, "base_revision": revision},
         )  # fmt: skip
         with bar("evaluating") as tick:
             records = run.run(out, tick)
         lines = summarise(records.read())
         write_lines(lines, out)
         console.print(table_of_lines(lines))
+        if plot is not None:
+            plot_gains(lines, plot)
         if folder is not None:
-            record_in(folder, results(lines, steered, at, {t.name: t.metric for t in asked}))
+            record_in(folder, results(lines, made, {t.name: t.metric for t in asked}))
 
 
 def unsteered(
@@ -126,21 +134,15 @@ def unsteered(
     strength: float | None,
     base_model: str | None,
     **options: Any,
-) -> tuple[SteeredMoEForCausalLM, RouterSteering, float]:
-    """The base model of a steering repo, the steering, which fits it, and its strength.
-
-    Raises:
-        SteeredMoEError: Several steerings, of which none is named.
-    """
+) -> tuple[SteeredMoEForCausalLM, list[tuple[RouterSteering, float]]]:
+    """The base model of a steering repo, and its steerings, which fit it, with their strengths."""
     model = SteeredMoEForCausalLM.from_pretrained(
         named_repo(repo), steering=steering, strength=strength, base_model=base_model, **options
     )
-    if len(model.steerings) > 1:
-        names = ", ".join(model.steerings)
-        raise SteeredMoEError(f"{repo} holds several steerings ({names}); choose with --steering")
-    found, at = model.steering, model.strengths[model.steering.name]
-    model.remove_steering(found.name)
-    return model, found, float(at)
+    found = [(one, float(model.strengths[name])) for name, one in model.steerings.items()]
+    for one, _ in found:
+        model.remove_steering(one.name)
+    return model, found
 
 
 def write_lines(lines: Sequence[Line], folder: Path) -> None:
@@ -151,7 +153,11 @@ def write_lines(lines: Sequence[Line], folder: Path) -> None:
 
 def table_of_lines(lines: Sequence[Line]) -> Table:
     """Scores and gains for the terminal."""
-    table = Table("task", "language", "system", "items", "base", "score", "gain, points", "p, Holm")
+    table = Table()
+    for name in ("task", "language", "system"):
+        table.add_column(name, overflow="fold")
+    for name in ("items", "base", "score", "gain, points", "p, Holm"):
+        table.add_column(name, justify="right", no_wrap=True)
     for line in lines:
         p = "" if line.p_adjusted is None else f"{line.p_adjusted:.3f}"
         table.add_row(

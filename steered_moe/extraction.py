@@ -25,6 +25,7 @@ How it is read:
 from __future__ import annotations
 
 import re
+import string
 from collections import deque
 from decimal import Context, Decimal
 from re import Match
@@ -32,6 +33,8 @@ from re import Match
 from steered_moe.errors import SteeredMoEError
 
 MAX_DIGITS = 30
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+"""What lm-eval's ignore_punctuation and SQuAD's script leave out, for ``str.translate``."""
 _PLACES, _BOX_LENGTH = 64, 400  # of so many boxes, phrases and terms at most, for time
 _WINDOW, _MARGIN = 2000, 200  # where the last number is looked for first; a token is shorter
 
@@ -121,8 +124,7 @@ def flexible_extract(text: str) -> str | None:
 
     Of its tasks mgsm_direct, mgsm_en_cot, mgsm_native_cot and gsm8k: the last stretch of two or
     more of ``0-9 . , $``, or single digit, with a hyphen before it if there is one. ASCII only; it
-    may hold no digit ("..."), and keeps the point that ends a sentence. lm-eval's exact_match for
-    mgsm drops all punctuation on both sides, so that there -1.5, 1.5 and 15 are the same.
+    may hold no digit ("..."), and keeps the point that ends a sentence.
 
     Args:
         text: What a model wrote.
@@ -132,6 +134,14 @@ def flexible_extract(text: str) -> str | None:
     """
     last = deque(_STRETCH.finditer(text), maxlen=1)
     return last[0].group() if last else None
+
+
+def flexible_match(text: str, expected: str) -> bool:
+    """Whether lm-eval 0.4.13 counts ``text`` as right in its mgsm tasks: exact_match behind the
+    filter flexible-extract, without punctuation on both sides, so that -1.5, 1.5 and 15 are one.
+    """
+    found = flexible_extract(text) or "[invalid]"
+    return found.translate(PUNCTUATION) == expected.lower().translate(PUNCTUATION)
 
 
 def _boxed(text: str) -> Match[str] | None:

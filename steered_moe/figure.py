@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,14 @@ Labels = Mapping[str, str]
 class figure:  # noqa: N801, a context manager that reads like a function
     """A figure and its axes; written to ``path`` at the end."""
 
-    def __init__(self, path: str | Path, columns: tuple[int, ...] = ()) -> None:
-        self.path, self.columns = Path(path), columns
+    def __init__(self, path: str | Path, columns: tuple[int, ...] = (), height: float = 4) -> None:
+        self.path, self.columns, self.height = Path(path), columns, height
 
     def __enter__(self) -> tuple[Any, Any]:
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            message = 'figures need matplotlib: pip install "steered-moe[plots]"'
-            raise SteeredMoEError(message) from error
-        self.figure = Figure(figsize=(7, 4), layout="constrained")
+        check_matplotlib()
+        from matplotlib.figure import Figure
+
+        self.figure = Figure(figsize=(7, self.height), layout="constrained")
         if not self.columns:
             return self.figure, self.figure.subplots()
         return self.figure, self.figure.subplots(
@@ -48,6 +47,16 @@ class figure:  # noqa: N801, a context manager that reads like a function
         with rc_context(settings), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has fonts
             self.figure.savefig(self.path, dpi=120, metadata=metadata)
+
+
+def check_matplotlib() -> None:
+    """Refuse to go on where no figure could be drawn at the end.
+
+    Raises:
+        SteeredMoEError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise SteeredMoEError('figures need matplotlib: pip install "steered-moe[plots]"')
 
 
 def shown(languages: Mapping[str, Any], labels: Labels | None, path: str | Path) -> Labels:

@@ -7,7 +7,6 @@ need no ``evaluate``: `extraction`, `divergence`, `language_id`, `statistics`.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from steered_moe.divergence import normalised_divergence
 from steered_moe.errors import SteeredMoEError
-from steered_moe.extraction import flexible_extract, same_number
+from steered_moe.extraction import flexible_match, same_number
 from steered_moe.language_id import detect, language_code
 from steered_moe.statistics import aligned_items, holm, mcnemar, paired_gain
 
@@ -35,7 +34,6 @@ __all__ = [
 _TEXT, _NUMBER = Value("string"), Value("float64")
 _NUMBERS = ListOf(_NUMBER)
 _TOLERANCE = 1e-3  # of a sum of probabilities, which may come from float16
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class _Metric(evaluate.Metric):
@@ -93,7 +91,7 @@ class MgsmExactMatch(_Metric):
         self, predictions: Sequence[str], references: Sequence[str],
         extraction: str = "final_number",
     ) -> dict[str, Any]:  # fmt: skip
-        rules = {"final_number": same_number, "flexible-extract": _same_text}
+        rules = {"final_number": same_number, "flexible-extract": flexible_match}
         if extraction not in rules:
             raise SteeredMoEError(f"extraction is {extraction!r}; there are {', '.join(rules)}")
         return {"exact_match": _mean(rules[extraction], predictions, references)}
@@ -238,11 +236,6 @@ def _points(old: Tensor, new: Tensor, resamples: int) -> dict[str, float]:
 
 def _mean(rule: Callable[[Any, Any], bool], left: Sequence[Any], right: Sequence[Any]) -> float:
     return sum(map(rule, left, right)) / len(left)
-
-
-def _same_text(text: str, expected: str) -> bool:
-    found = flexible_extract(text) or "[invalid]"
-    return found.translate(_PUNCTUATION) == expected.lower().translate(_PUNCTUATION)
 
 
 def _is_largest(values: Sequence[float], place: int) -> bool:

@@ -152,25 +152,6 @@ def plot_shares(
         axes.set(xlabel="expert", ylabel="layer")
 
 
-def plot_pareto(points: Sequence[tuple[float, float, bool]], path: str | Path) -> None:
-    """Gain in other languages against what English gains or loses, of the settings of a search.
-
-    Args:
-        points: Mean gain over the languages, gain of English, both in points, and whether no other
-            setting is better in both.
-        path: Where to write.
-    """
-    with figure(path) as (_, axes):
-        for best, colour, name in ((False, "0.6", "tried"), (True, COLOURS[1], "Pareto front")):
-            chosen = sorted((english, gain) for gain, english, front in points if front == best)
-            axes.plot([x for x, _ in chosen], [y for _, y in chosen], "o-" if best else "o",
-                      color=colour, label=name)  # fmt: skip
-        axes.axhline(0, color="0.8", zorder=0)
-        axes.axvline(0, color="0.8", zorder=0)
-        axes.set(xlabel="gain of English, points", ylabel="mean gain of the languages, points")
-        axes.legend(frameon=False)
-
-
 def plot_similarity(
     profile: RoutingProfile,
     path: str | Path,

@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from steered_moe.controls import BASE, STEERED
+from steered_moe.controls import BASE, OF, System
 from steered_moe.errors import SteeredMoEError
 from steered_moe.records import Record
 from steered_moe.results import Interval, Result
 from steered_moe.statistics import holm, mcnemar, paired_gain
-from steered_moe.steering import RouterSteering
 from steered_moe.tasks import TASKS
 
 ENGLISH = "en"
@@ -28,7 +27,7 @@ class Line:
     Args:
         task: Its name.
         language: Code, or "mean of N languages".
-        system: "steered" or a control.
+        system: A steering, or "steering/control".
         items: How many, each with all its seeds.
         base: Mean score of the base model.
         score: Mean score of the system.
@@ -73,31 +72,43 @@ def summarise(records: Iterable[Record]) -> list[Line]:
 
 
 def results(
-    lines: Sequence[Line], steering: RouterSteering, strength: float, metrics: Mapping[str, str]
+    lines: Sequence[Line], systems: Sequence[System], metrics: Mapping[str, str]
 ) -> list[Result]:
     """What ``evaluation.json`` of a steering repo holds; tasks without a score from 0 to 1, such
     as bits per byte, are left out.
 
     Args:
         lines: From `summarise`.
-        steering: What was evaluated.
-        strength: Its strength.
+        systems: What was evaluated.
         metrics: Task -> what its score is.
     """
-    controls: dict[tuple[str, str], dict[str, Interval]] = {}
+    controls: dict[tuple[str, str, str], dict[str, Interval]] = {}
     for line in lines:
-        if line.system != STEERED:
-            controls.setdefault((line.task, line.language), {})[line.system] = line.gain
+        name, _, control = line.system.partition(OF)
+        if control:
+            controls.setdefault((line.task, line.language, name), {})[control] = line.gain
+    known = {system.name: system for system in systems if OF not in system.name}
     return [
-        Result(
-            steering=steering.name, fingerprint=steering.fingerprint, strength=strength,
-            task=line.task, language=line.language, metric=metrics[line.task], items=line.items,
-            base=line.base, steered=line.score, gain=line.gain,
-            controls=controls.get((line.task, line.language), {}),
-        )
+        _result(line, known[line.system], metrics[line.task], controls)
         for line in lines
-        if line.system == STEERED and metrics[line.task] != "bits_per_byte"
-    ]  # fmt: skip
+        if line.system in known and metrics[line.task] != "bits_per_byte"
+    ]
+
+
+def _result(
+    line: Line,
+    system: System,
+    metric: str,
+    controls: Mapping[tuple[str, str, str], Mapping[str, Interval]],
+) -> Result:
+    if system.steering is None:
+        raise SteeredMoEError(f"{system.name} has no steering to record results of")
+    return Result(
+        steering=system.name, fingerprint=system.steering.fingerprint, strength=system.strength,
+        task=line.task, language=line.language, metric=metric, items=line.items,
+        base=line.base, steered=line.score, gain=line.gain,
+        controls=controls.get((line.task, line.language, system.name), {}),
+    )  # fmt: skip
 
 
 def as_json(lines: Sequence[Line]) -> list[dict[str, object]]:

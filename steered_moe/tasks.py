@@ -7,7 +7,6 @@ are read for bits per byte; the embedded model has its own problems.
 from __future__ import annotations
 
 import re
-import string
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from steered_moe import task_data
 from steered_moe import task_languages as languages_of
 from steered_moe.corpora import KNOWN
 from steered_moe.errors import CorpusError, SteeredMoEError
-from steered_moe.extraction import flexible_extract, same_number
+from steered_moe.extraction import PUNCTUATION, flexible_match, same_number
 from steered_moe.task_data import Item
 
 __all__ = ["RULES", "TASKS", "Item", "Part", "Task", "part_of", "task"]
@@ -28,12 +27,10 @@ Part = Literal["dev", "test", "all"]
 Reader = Callable[[str, "Path | None"], "list[Item]"]
 _DEV = 5  # one item in so many is for tuning
 _EMBEDDED_ITEMS = 2000
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def _flexible(answer: str, target: str) -> float:
-    found = flexible_extract(answer) or "[invalid]"
-    return float(found.translate(_PUNCTUATION) == target.translate(_PUNCTUATION))
+    return float(flexible_match(answer, target))
 
 
 def _final_number(answer: str, target: str) -> float:
@@ -54,7 +51,7 @@ def _same_words(answer: str, target: str) -> float:
 
 
 def _words(text: str) -> list[str]:
-    return re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split()
+    return re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(PUNCTUATION)).split()
 
 
 RULES: Mapping[str, Callable[[str, str], float]] = MappingProxyType(

@@ -32,9 +32,10 @@ from steered_moe.evaluate_command import (
     write_lines,
 )
 from steered_moe.evaluation import Evaluation, Settings
+from steered_moe.figure import check_matplotlib
+from steered_moe.gain_plots import plot_pareto
 from steered_moe.hub import split
 from steered_moe.loading import check_dtype, load_model
-from steered_moe.plots import plot_pareto
 from steered_moe.profile import RoutingProfile
 from steered_moe.summary import results, summarise
 from steered_moe.tasks import task
@@ -77,6 +78,7 @@ def tune(
     """Search layers, threshold, strength and method; write the best as a steering repo."""
     with errors():
         check_dtype(dtype)
+        check_matplotlib()
         routing = RoutingProfile.load(task_profile), RoutingProfile.load(general_profile)
         grid: dict[str, Any] = {"methods": methods.split(",")}
         grid |= {"thresholds": _numbers(thresholds)} if thresholds else {}
@@ -98,7 +100,7 @@ def tune(
             )  # fmt: skip
         _report_search(table, out)
         best = table[-1][0].candidate
-        made = systems(best.steering, best.strength, _layers(loaded), draws)
+        made = systems([(best.steering, best.strength)], _layers(loaded), draws)
         final = replace(run, systems=made, settings=Settings("test", test_items, batch_size, chat))
         with bar("test split") as tick:
             records = final.run(out / "test", tick)
@@ -110,7 +112,7 @@ def tune(
         repo.write(folder)
         write_card(repo, folder)
         metrics = {one.name: one.metric for one in run.tasks}
-        record_in(folder, results(lines, best.steering, best.strength, metrics))
+        record_in(folder, results(lines, made, metrics))
 
 
 def _numbers(text: str) -> list[float]:

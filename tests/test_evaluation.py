@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steered_moe import RouterSteering, attach
 from steered_moe.answering import answers
-from steered_moe.controls import BASE, STEERED, System, controls, outside_layers, systems
+from steered_moe.controls import BASE, System, controls, outside_layers, systems
 from steered_moe.embedded import embedded_model
 from steered_moe.errors import FormatError, SteeredMoEError
 from steered_moe.evaluation import Evaluation, Settings
@@ -47,7 +47,7 @@ def evaluation(loaded, *others: System, **settings) -> Evaluation:
 
 
 def test_each_system_answers_the_same_prompts_as_generate_does(loaded, tmp_path):
-    steered = System(STEERED, bans(), 1.0)
+    steered = System("steered", bans(), 1.0)
     records = evaluation(loaded, steered).run(tmp_path).read()
     items = {code: task("embedded").items(code, limit=12) for code in ("en", "es", "sw")}
     assert len(records) == 2 * 3 * 12
@@ -62,7 +62,7 @@ def test_each_system_answers_the_same_prompts_as_generate_does(loaded, tmp_path)
                 assert mine[item.id]["answer"] == text
                 assert mine[item.id]["score"] == task("embedded").score(item, text)
     base = [row["answer"] for row in records if row["system"] == BASE]
-    assert base != [row["answer"] for row in records if row["system"] == STEERED]
+    assert base != [row["answer"] for row in records if row["system"] == "steered"]
     assert attached(loaded[0]) is None
 
 
@@ -71,7 +71,7 @@ class Killed(BaseException):
 
 
 def test_a_run_killed_at_ten_points_ends_in_the_same_file(loaded, tmp_path):
-    run = evaluation(loaded, System(STEERED, bans(), 1.0), limit=6, batch_size=2)
+    run = evaluation(loaded, System("steered", bans(), 1.0), limit=6, batch_size=2)
     run = replace(run, languages=["sw"])
     whole = run.run(tmp_path / "whole").folder / RECORDS_FILE
     expected = whole.read_bytes()
@@ -107,7 +107,7 @@ def test_other_settings_are_another_run(loaded, tmp_path):
     with pytest.raises(FormatError, match="use another folder"):
         evaluation(loaded, limit=3).run(tmp_path)
     with pytest.raises(FormatError, match="systems"):
-        evaluation(loaded, System(STEERED, OWN), limit=2).run(tmp_path)
+        evaluation(loaded, System("steered", OWN), limit=2).run(tmp_path)
     kept = json.loads((tmp_path / "run.json").read_text())
     assert kept["settings"]["limit"] == 2
     assert kept["versions"]["torch"] == torch.__version__
@@ -126,7 +126,7 @@ def test_answers_do_not_depend_on_the_batch_even_when_sampling(loaded, tmp_path)
 
 
 def test_a_planted_effect_is_found(loaded, tmp_path):
-    run = evaluation(loaded, System(STEERED, bans(), 1.0), limit=40, batch_size=40)
+    run = evaluation(loaded, System("steered", bans(), 1.0), limit=40, batch_size=40)
     lines = summarise(run.run(tmp_path).read())
     english = next(line for line in lines if line.language == "en")
     assert english.gain.high < 0
@@ -150,16 +150,29 @@ def test_a_null_effect_is_not_found(loaded, tmp_path):
 
 
 def test_results_of_a_run_fit_a_steering_repo(loaded, tmp_path):
-    run = evaluation(loaded, *systems(OWN, 1.0, 8)[1:], limit=4, batch_size=4)
+    made = systems([(OWN, 1.0), (bans(), 0.5)], 8)
+    names = [OWN.name, f"{OWN.name}/random-0", f"{OWN.name}/outside-middle", "bans"]
+    assert [system.name for system in made[1:]][:4] == names
+    run = evaluation(loaded, *made[1:], limit=4, batch_size=4)
     lines = summarise(run.run(tmp_path).read())
-    found = results(lines, OWN, 1.0, {"embedded": "exact_match"})
-    assert [one.language for one in found] == ["en", "es", "sw", "mean of 2 languages"]
-    assert set(found[0].controls) == {"random-0", "outside-middle"}
-    assert found[0].fingerprint == OWN.fingerprint
+    found = results(lines, made, {"embedded": "exact_match"})
+    languages = ["en", "es", "sw", "mean of 2 languages"]
+    assert [(one.steering, one.language) for one in found] == [
+        (name, language) for name in (OWN.name, "bans") for language in languages
+    ]
+    by_name = {(line.system, line.language): line for line in lines}
+    for one, steering, strength in ((found[0], OWN, 1.0), (found[4], bans(), 0.5)):
+        assert (one.fingerprint, one.strength) == (steering.fingerprint, strength)
+        assert one.steered == by_name[steering.name, "en"].score
+        assert set(one.controls) == {"random-0", "outside-middle"}
+        random = by_name[f"{steering.name}/random-0", "en"]
+        assert one.controls["random-0"] == random.gain
+    with pytest.raises(SteeredMoEError, match="named 'base' would be mistaken"):
+        systems([(replace(OWN, name=BASE), 1.0)], 8)
 
 
 def test_missing_answers_are_refused(loaded, tmp_path):
-    rows = evaluation(loaded, System(STEERED, OWN), limit=2).run(tmp_path).read()
+    rows = evaluation(loaded, System("steered", OWN), limit=2).run(tmp_path).read()
     with pytest.raises(SteeredMoEError, match="base has answered 2 items and steered 1"):
         summarise(rows[:-1])
     with pytest.raises(SteeredMoEError, match="no answers of the base"):

@@ -12,6 +12,7 @@ import torch
 from steered_moe import RouterSteering, RoutingProfile
 from steered_moe.errors import FormatError, SteeredMoEError
 from steered_moe.figure import shown
+from steered_moe.gain_plots import plot_gains, plot_pareto
 from steered_moe.plots import (
     plot_by_layer,
     plot_divergence,
@@ -19,6 +20,8 @@ from steered_moe.plots import (
     plot_similarity,
     plot_steering,
 )
+from steered_moe.results import Interval
+from steered_moe.summary import Line
 
 CURVES = {"de": torch.tensor([0.3, 0.1, 0.2]), "bn": torch.tensor([0.5, 0.3, 0.4])}
 
@@ -110,9 +113,49 @@ def test_maps_of_a_steering(tmp_path: Path):
     assert "experts steered" in texts(tmp_path / "c.svg")
 
 
+def line(task: str, language: str, system: str, mean: float) -> Line:
+    return Line(task, language, system, 100, 0.5, 0.5, Interval(mean, mean - 2, mean + 1))
+
+
+def circles(path: Path) -> list[float]:
+    """Places along x of the round marks, without the legend's, which stand highest."""
+    marks = [
+        e
+        for e in ElementTree.parse(path).getroot().iter("{http://www.w3.org/2000/svg}use")
+        if "fill: #" in e.get("style", "") and "fill: #ffffff" not in e.get("style", "")
+    ]
+    lowest = sorted(marks, key=lambda e: float(e.get("y")))
+    return [float(e.get("x")) for e in lowest]
+
+
+def test_gains_stand_where_their_numbers_say(tmp_path: Path):
+    gains = {"sw": 4.0, "bn": -2.0, "te": 1.0}
+    lines = [line("embedded", code, "task", gain) for code, gain in gains.items()]
+    plot_gains(lines, tmp_path / "a.svg")
+    places = torch.tensor(circles(tmp_path / "a.svg")[-3:])
+    expected = torch.tensor(list(gains.values()))
+    assert torch.corrcoef(torch.stack([places, expected]))[0, 1] > 0.9999
+    wrong = torch.tensor(list(gains.values())[::-1])
+    assert torch.corrcoef(torch.stack([places, wrong]))[0, 1] < 0.9  # the twin
+    assert {"sw", "bn", "te", "task", "embedded", "gain, points"} <= set(texts(tmp_path / "a.svg"))
+    assert "controls" not in texts(tmp_path / "a.svg")
+
+
+def test_controls_and_tasks_of_another_unit_are_told_apart(tmp_path: Path):
+    lines = [line("embedded", "sw", name, 1) for name in ("task", "shared", "task/random-0")]
+    plot_gains([*lines, line("perplexity", "sw", "task", 1)], tmp_path / "a.svg")
+    said = texts(tmp_path / "a.svg")
+    assert {"controls", "task", "shared", "gain, thousandths of a bit per byte"} <= set(said)
+    assert "task/random-0" not in said
+    with pytest.raises(SteeredMoEError, match="no gains to plot"):
+        plot_gains([], tmp_path / "b.svg")
+    plot_pareto([(1.0, 0.5, True), (0.2, 0.1, False)], tmp_path / "c.svg")
+    assert {"tried", "Pareto front"} <= set(texts(tmp_path / "c.svg"))
+
+
 def test_png_and_a_missing_matplotlib(tmp_path: Path, monkeypatch):
     plot_divergence(CURVES, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SteeredMoEError, match=r"steered-moe\[plots\]"):
         plot_divergence(CURVES, tmp_path / "b.png")

@@ -7,10 +7,11 @@
     python examples/tiny_multilingual_moe/measure.py FOLDER controls
 
 ``FOLDER/base`` is a checkpoint of train.py. Each part writes ``FOLDER/<part>.json``. ``search``
-uses the dev split alone and writes the steering that it chooses to ``FOLDER/steered``; ``test``
-reports it and the best setting of each other method on the test split, ``controls`` what should
-not help there. Right or wrong of every test problem is kept in ``FOLDER/scores``, so that an
-interrupted run goes on where it was, and two parts can run at the same time.
+uses the dev split alone and writes the steering that it chooses to ``FOLDER/steered``, and the best
+of each method to ``FOLDER/methods``, which ``steered-moe evaluate`` compares; ``test`` reports them
+on the test split, ``controls`` what should not help there. Right or wrong of every test problem is
+kept in ``FOLDER/scores``, so that an interrupted run goes on where it was, and two parts can run at
+the same time.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from steered_moe import SteeredMoEForCausalLM, attach
+from steered_moe.base_model import repo_for
+from steered_moe.cards import write_card
 from steered_moe.collection import profile_texts
 from steered_moe.divergence import divergence
 from steered_moe.statistics import paired_gain
@@ -164,6 +167,7 @@ def search(bench: Bench) -> dict[str, Any]:
     best = [next(r for r in final if r[1].label.startswith(m)) for m in methods]
     best.sort(key=lambda r: -r[0]["mean"])
     _write_steered(bench, best[0][1])
+    write_methods(bench, [c for _, c in best])
     return {
         "problems": [bench.size(DEV), bench.size(FINAL)],
         "search": [_line(gains, c) for gains, c in first],
@@ -202,6 +206,22 @@ def _write_steered(bench: Bench, chosen: Candidate) -> None:
         bench.folder / "base", steering, strength=chosen.strength
     )
     model.save_pretrained(bench.folder / "steered", tokenizer=bench.tokenizer)
+
+
+def write_methods(bench: Bench, best: Sequence[Candidate]) -> None:
+    """All of them in one steering repo, each under the name of its method."""
+    folder = bench.folder / "methods"
+    named = [replace(c.steering, name=_method(c)) for c in best]
+    first = repo_for(named[0], best[0].strength, str(bench.folder / "base"), None, folder)
+    repo = replace(first, steerings=named, strengths=[c.strength for c in best])
+    repo.write(folder)
+    write_card(repo, folder)
+
+
+def _method(candidate: Candidate) -> str:
+    """``task-soft``, ``task-hard`` or ``shared``."""
+    words = candidate.label.split(",")[0].split()
+    return "-".join(word for word in words if "/" not in word)
 
 
 def test(bench: Bench) -> dict[str, Any]:

@@ -1,0 +1,74 @@
+"""``steered-moe evaluate``: each steering of a repo with its controls, into its card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from steered_moe.cli import app
+from steered_moe.embedded import embedded_model
+from steered_moe.results import read_results
+from steered_moe.storage import read_repo
+
+EXAMPLE = Path(embedded_model()).parent
+METHODS = ("task-soft", "shared", "task-hard")
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    """A repo of three steerings without results."""
+    folder = tmp_path / "example" / "methods"
+    shutil.copytree(EXAMPLE / "methods", folder)
+    (folder / "evaluation.json").unlink(missing_ok=True)
+    (tmp_path / "example" / "base").symlink_to((EXAMPLE / "base").resolve())
+    return folder
+
+
+def evaluate(repo: Path, out: Path, *more: str):
+    asked = ["--tasks", "embedded", "--languages", "en,es,sw", "--limit", "5", "--dtype", "float32"]
+    return CliRunner().invoke(app, ["evaluate", str(repo), *asked, "--out", str(out), *more])
+
+
+def test_methods_and_controls_are_measured_and_recorded(repo: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    done = evaluate(repo, out, "--controls", "2", "--plot", str(tmp_path / "a.svg"), "--record")
+    assert done.exit_code == 0, done.output
+    own = {one.name: one for one in read_repo(repo).steerings}
+    assert tuple(own) == METHODS
+    results = read_results(repo)
+    assert {(one.steering, one.fingerprint) for one in results} == {
+        (name, own[name].fingerprint) for name in METHODS
+    }
+    assert all({*one.controls} == {"random-0", "random-1", "outside-middle"} for one in results)
+    ran = {
+        one["name"]: one.get("fingerprint")
+        for one in json.loads((out / "run.json").read_text())["systems"]
+    }  # noqa: E501
+    assert len(ran) == 1 + 3 * 4
+    assert len(set(ran.values())) >= 12  # soft and hard ones differ though their expert is the same
+    card = (repo / "README.md").read_text()
+    assert all(name in card for name in METHODS)
+    assert (tmp_path / "a.svg").is_file()
+    lines = json.loads((out / "results.json").read_text())
+    by_key = {(line["system"], line["language"]): line for line in lines}
+    for one in results:
+        line = by_key[one.steering, one.language]
+        assert (one.base, one.steered, one.items) == (line["base"], line["score"], 5)
+        for name, gain in one.controls.items():
+            control = by_key[f"{one.steering}/{name}", one.language]["gain"]
+            assert gain.mean == pytest.approx(control["mean"])
+
+
+def test_one_of_them_can_be_chosen(repo: Path, tmp_path: Path):
+    done = evaluate(repo, tmp_path / "run", "--controls", "0", "--steering", "shared")
+    assert done.exit_code == 0, done.output
+    lines = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {line["system"] for line in lines} == {"shared"}
+    assert not read_results(repo)
+    wrong = evaluate(repo, tmp_path / "other", "--steering", "nothing")
+    assert wrong.exit_code == 1
+    assert "task-soft" in wrong.output
