@@ -44,10 +44,8 @@ def test_methods_and_controls_are_measured_and_recorded(repo: Path, tmp_path: Pa
         (name, own[name].fingerprint) for name in METHODS
     }
     assert all({*one.controls} == {"random-0", "random-1", "outside-middle"} for one in results)
-    ran = {
-        one["name"]: one.get("fingerprint")
-        for one in json.loads((out / "run.json").read_text())["systems"]
-    }  # noqa: E501
+    systems = json.loads((out / "run.json").read_text())["systems"]
+    ran = {one["name"]: one.get("fingerprint") for one in systems}
     assert len(ran) == 1 + 3 * 4
     assert len(set(ran.values())) >= 12  # soft and hard ones differ though their expert is the same
     card = (repo / "README.md").read_text()
