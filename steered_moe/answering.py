@@ -119,7 +119,8 @@ def _pair(
     """Token ids of both, and where the continuation begins.
 
     Blanks at the end of the context go to the continuation, as tokenizers join them to the word
-    that follows.
+    that follows. A plain text begins as the tokenizer begins one; a chat template does so itself.
+    Where a token would span both, the context keeps the tokens it has alone: lm-eval's rule.
     """
     if chat:
         turn = [{"role": "user", "content": context}]
@@ -131,11 +132,11 @@ def _pair(
     if not bare:
         prefix = [_prefix(tokenizer)]
         return prefix + tokenizer.encode(continuation, add_special_tokens=False), 1
-    whole = tokenizer.encode(bare + continuation, add_special_tokens=False)
-    start = len(tokenizer.encode(bare, add_special_tokens=False))
-    if start >= len(whole):
+    whole = tokenizer.encode(bare + continuation, add_special_tokens=not chat)
+    before = tokenizer.encode(bare, add_special_tokens=not chat)
+    if len(before) >= len(whole):
         raise FormatError(f"{continuation!r:.60} adds no token to its context; leave it out")
-    return whole, start
+    return before + whole[len(before) :], len(before)
 
 
 def _prefix(tokenizer: Any) -> int:

@@ -22,6 +22,7 @@ from steered_moe.generation import Comparison, Counter, compare
 from steered_moe.heat_map import heat_map
 from steered_moe.hub_commands import list_command, pull, push
 from steered_moe.literature import EDITS, cited
+from steered_moe.lm_eval_command import PASS_ON, lm_eval
 from steered_moe.loading import check_dtype
 from steered_moe.modeling import SteeredMoEForCausalLM
 from steered_moe.profile_command import profile
@@ -45,6 +46,7 @@ app.command()(pull)
 app.command(name="list")(list_command)
 app.command()(evaluate)
 app.command()(tune)
+app.command(name="lm-eval", context_settings=dict(PASS_ON))(lm_eval)
 app.command()(demo)
 
 Repo = Annotated[
