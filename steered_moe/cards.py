@@ -17,7 +17,7 @@ from steered_moe.heat_map import heat_map
 from steered_moe.hub import CARD_FILE
 from steered_moe.literature import EDITS, METHOD_FACTS, bibtex, cited
 from steered_moe.repo_config import is_path
-from steered_moe.results import Result, current, read_results
+from steered_moe.results import MEAN, Result, current, read_results
 from steered_moe.steering import RouterSteering, ranges
 from steered_moe.storage import SteeringRepo
 
@@ -222,7 +222,8 @@ def _limits(repo: SteeringRepo, results: Sequence[Result]) -> list[str]:
     ]
     if size:
         lines.append(f"It fits models with {size} only; another one is refused when it is loaded.")
-    measured = sorted({code(result.language) for result in results})
+    languages = {result.language for result in results if not result.language.startswith(MEAN)}
+    measured = sorted(map(code, languages))
     lines.append(
         f"Measured for {', '.join(measured)}; what it does elsewhere is unknown."
         if measured

@@ -16,6 +16,7 @@ from steered_moe.selection import random_experts
 from steered_moe.steering import RouterSteering
 
 BASE = "base"
+_TRIES = 50
 OF = "/"  # a control is named STEERING/CONTROL
 
 
@@ -59,15 +60,39 @@ def outside_layers(
     )
 
 
+def random_draws(like: RouterSteering, draws: int) -> list[RouterSteering]:
+    """Random controls, "random-SEED", of the first seeds whose draws differ from one another and
+    from the steering itself.
+
+    Raises:
+        SteeringError: There are fewer than ``draws``.
+    """
+    made: dict[str, RouterSteering] = {}
+    for seed in range(_TRIES * draws):
+        if len(made) == draws:
+            break
+        drawn = random_experts(like, seed=seed, name=f"random-{seed}")
+        if drawn.fingerprint != like.fingerprint:
+            made.setdefault(drawn.fingerprint, drawn)
+    if len(made) < draws:
+        raise SteeringError(
+            f"{like.name!r} has {len(made)} different random controls; give --controls {len(made)}"
+        )
+    return list(made.values())
+
+
 def controls(like: RouterSteering, num_layers: int, draws: int = 1) -> list[RouterSteering]:
     """Random experts of equal number and strength, ``draws`` times, and the layers outside.
 
     Args:
         like: The steering to control for.
         num_layers: Decoder layers of the model.
-        draws: How many random ones, with seeds 0, 1, ...
+        draws: How many random ones.
+
+    Raises:
+        SteeringError: There are fewer different random ones.
     """
-    made = [random_experts(like, seed=seed, name=f"random-{seed}") for seed in range(draws)]
+    made = random_draws(like, draws)
     covers_all = int(like.layers[0]) == 0 and int(like.layers[-1]) == num_layers - 1
     return made if covers_all else [*made, outside_layers(like, num_layers)]
 

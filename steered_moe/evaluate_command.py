@@ -154,8 +154,9 @@ def write_lines(lines: Sequence[Line], folder: Path) -> None:
 def table_of_lines(lines: Sequence[Line]) -> Table:
     """Scores and gains for the terminal."""
     table = Table()
-    for name in ("task", "language", "system"):
+    for name in ("task", "language"):
         table.add_column(name, overflow="fold")
+    table.add_column("system", min_width=max((len(line.system) for line in lines), default=0))
     for name in ("items", "base", "score", "gain, points", "p, Holm"):
         table.add_column(name, justify="right", no_wrap=True)
     for line in lines:

@@ -13,6 +13,7 @@ from steered_moe.summary import Line
 from steered_moe.tasks import TASKS
 
 _ROW = 0.32  # inches
+_LEAST = 0.5  # points
 _UNITS = {"bits_per_byte": "thousandths of a bit per byte"}
 
 
@@ -41,13 +42,30 @@ def plot_gains(lines: Sequence[Line], path: str | Path) -> None:
         drawn.legend(*names, loc="outside upper center", ncols=4, frameon=False)
 
 
+def _edge(lines: Sequence[Line]) -> float:
+    """How far the axis reaches: beyond all intervals of steerings, not to every control."""
+    own = [line.gain for line in lines if OF not in line.system] or [line.gain for line in lines]
+    return 1.6 * max(max(-gain.low, gain.high, _LEAST) for gain in own)
+
+
+def _control(axes: Any, mean: float, place: float, edge: float) -> None:
+    """A mark; a number at the edge where the mark would lie beyond it."""
+    if abs(mean) <= edge:
+        axes.plot(mean, place, "|", color="0.6")
+        return
+    side = -1 if mean < 0 else 1
+    where = {"ha": "left" if mean < 0 else "right", "va": "center"}
+    axes.text(side * 0.99 * edge, place, f"{mean:+.1f}", color="0.5", fontsize=6, **where)
+
+
 def _gains(axes: Any, lines: Sequence[Line], languages: Sequence[str]) -> None:
     names = list(dict.fromkeys(line.system.partition(OF)[0] for line in lines))
+    edge = _edge(lines)
     for line in lines:
         name, _, control = line.system.partition(OF)
         place = languages.index(line.language) + (names.index(name) + 1) / (len(names) + 1) - 0.5
         if control:
-            axes.plot(line.gain.mean, place, "|", color="0.6")
+            _control(axes, line.gain.mean, place, edge)
             continue
         low, high = line.gain.mean - line.gain.low, line.gain.high - line.gain.mean
         colour = COLOURS[names.index(name) % len(COLOURS)]
@@ -57,6 +75,7 @@ def _gains(axes: Any, lines: Sequence[Line], languages: Sequence[str]) -> None:
     if any(OF in line.system for line in lines):
         axes.plot([], [], "|", color="0.6", label="controls")
     axes.axvline(0, color="0.8", zorder=0)
+    axes.set_xlim(-edge, edge)
     axes.set(yticks=range(len(languages)), yticklabels=languages, ylim=(len(languages) - 0.5, -0.5))
 
 

@@ -18,6 +18,9 @@ from steered_moe.repo_config import is_finite, read_json, short
 from steered_moe.steering import RouterSteering
 
 RESULTS_FILE = "evaluation.json"
+MEAN = "mean of"
+"""What the name of a row begins with that is no language but a mean over some."""
+
 _LARGEST = 4 * 2**20
 
 logger = logging.getLogger(__name__)

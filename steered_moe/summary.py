@@ -13,7 +13,7 @@ from torch import Tensor
 from steered_moe.controls import BASE, OF, System
 from steered_moe.errors import SteeredMoEError
 from steered_moe.records import Record
-from steered_moe.results import Interval, Result
+from steered_moe.results import MEAN, Interval, Result
 from steered_moe.statistics import holm, mcnemar, paired_gain
 from steered_moe.tasks import TASKS
 
@@ -197,7 +197,7 @@ def _mean(task: str, system: str, by_language: Mapping[str, Mapping[str, Scores]
         return []
     pairs = [_tensors(task, scores[BASE], scores[system]) for scores in others.values()]
     old, new = (torch.stack(list(side)) for side in zip(*pairs, strict=True))
-    title = f"mean of {len(others)} languages"
+    title = f"{MEAN} {len(others)} languages"
     return [
         Line(task, title, system, old.shape[1], float(old.mean()), float(new.mean()),
              _interval(old, new))

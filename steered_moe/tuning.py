@@ -16,6 +16,7 @@ from steered_moe.errors import SteeredMoEError, SteeringError
 from steered_moe.evaluation import Evaluation
 from steered_moe.layers import middle_layers
 from steered_moe.profile import RoutingProfile
+from steered_moe.results import MEAN
 from steered_moe.sharing import shared_experts
 from steered_moe.steering import RouterSteering
 from steered_moe.summary import ENGLISH, Line, summarise
@@ -190,7 +191,7 @@ def halve(
 def _trials(lines: Iterable[Line], tried: Sequence[Candidate], items: int) -> list[Trial]:
     by_name: dict[str, list[Line]] = {}
     for line in lines:
-        if not line.language.startswith("mean of"):
+        if not line.language.startswith(MEAN):
             by_name.setdefault(line.system, []).append(line)
     trials = []
     for candidate in tried:

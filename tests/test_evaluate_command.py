@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from typer.testing import CliRunner
 
 from steered_moe.cli import app
 from steered_moe.embedded import embedded_model
-from steered_moe.results import read_results
+from steered_moe.results import MEAN, Result, read_results
 from steered_moe.storage import read_repo
+from steered_moe.tasks import task
 
 EXAMPLE = Path(embedded_model()).parent
 METHODS = ("task-soft", "shared", "task-hard")
@@ -59,6 +62,30 @@ def test_methods_and_controls_are_measured_and_recorded(repo: Path, tmp_path: Pa
         for name, gain in one.controls.items():
             control = by_key[f"{one.steering}/{name}", one.language]["gain"]
             assert gain.mean == pytest.approx(control["mean"])
+
+
+def test_the_stored_table_is_whole_and_the_readme_shows_its_means():
+    results = read_results(EXAMPLE / "methods")
+    own = {one.name: one.fingerprint for one in read_repo(EXAMPLE / "methods").steerings}
+    languages = {*task("embedded").languages, f"{MEAN} 11 languages"}
+    assert {(one.steering, one.fingerprint, one.language) for one in results} == {
+        (name, own[name], language) for name in METHODS for language in languages
+    }
+    assert all(one.items == 1000 and len(one.controls) == 4 for one in results)
+    shown = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    means = [one for one in results if one.language.startswith(MEAN)]
+    assert [line for line in shown if line.startswith("| `task-") or "| `shared`" in line] == [
+        row(one) for one in means
+    ]
+    assert row(replace(means[0], steered=means[0].base)) not in shown
+
+
+def row(one: Result) -> str:
+    """A row of the table in the README."""
+    random = [f"{gain.mean:+.2f}" for name, gain in one.controls.items() if "random" in name]
+    scores = f"{100 * one.base:.2f} | {100 * one.steered:.2f} | {one.gain}"
+    outside = one.controls["outside-middle"]
+    return f"| `{one.steering}` | {scores} | {', '.join(random)} | {outside} |"
 
 
 def test_one_of_them_can_be_chosen(repo: Path, tmp_path: Path):

@@ -147,6 +147,10 @@ def test_controls_and_tasks_of_another_unit_are_told_apart(tmp_path: Path):
     said = texts(tmp_path / "a.svg")
     assert {"controls", "task", "shared", "gain, thousandths of a bit per byte"} <= set(said)
     assert "task/random-0" not in said
+    assert "-18.5" not in said
+    far = line("embedded", "sw", "task/outside-middle", -18.5)
+    plot_gains([*lines, far], tmp_path / "a.svg")
+    assert "-18.5" in texts(tmp_path / "a.svg")  # beyond the edge: a number
     with pytest.raises(SteeredMoEError, match="no gains to plot"):
         plot_gains([], tmp_path / "b.svg")
     plot_pareto([(1.0, 0.5, True), (0.2, 0.1, False)], tmp_path / "c.svg")

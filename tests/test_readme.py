@@ -99,7 +99,7 @@ def test_the_demo_starts_and_stops(checkout: Path):
 def test_every_block_and_command_is_covered():
     others = [c for c in COMMANDS if not c.startswith(("steered-moe", "python examples"))]
     assert others == ["pip install -e ."]  # what `make demo` and `make test` do as well
-    assert len(SCRIPTS) == 5
+    assert len(SCRIPTS) == 6
     assert {kind for kind, _ in BLOCKS} == {"python", "text", "bash"}
     assert len(PYTHON) == 5
     assert set(MAKE) == {"make demo", "make test"}
