@@ -149,7 +149,7 @@ def _prefix(tokenizer: Any) -> int:
 
 
 def _forward(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Log-probabilities of each row, float32 ``(positions, tokens)``."""
+    """Logits of each row, ``(positions, tokens)``."""
     width = max(map(len, rows))
     blank = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     ids = torch.full((len(rows), width), blank)
@@ -159,9 +159,11 @@ def _forward(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[
         mask[i, : len(row)] = 1
     device = input_device(model)
     logits = model(ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-    return [logits[i, : len(row)].float().log_softmax(dim=-1).cpu() for i, row in enumerate(rows)]
+    return [logits[i, : len(row)] for i, row in enumerate(rows)]
 
 
-def _score(log_probabilities: Tensor, ids: Sequence[int], start: int) -> float:
-    targets = torch.tensor(ids[start:]).unsqueeze(-1)
-    return float(log_probabilities[start - 1 :].gather(-1, targets).sum())
+def _score(logits: Tensor, ids: Sequence[int], start: int) -> float:
+    """In float32, and of the continuation's positions alone: vocabularies are large."""
+    wanted = logits[start - 1 :].float()
+    targets = torch.tensor(ids[start:], device=wanted.device).unsqueeze(-1)
+    return float((wanted.gather(-1, targets).squeeze(-1) - wanted.logsumexp(dim=-1)).sum())
