@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from steered_moe.encoding import encode, input_device
 from steered_moe.errors import FormatError
 from steered_moe.sampling import Sampling
+from steered_moe.stopping import StopTexts
 
 
 @torch.no_grad()
@@ -50,7 +51,7 @@ def answers(
     length = inputs["input_ids"].shape[1]
     _check_room(model, length, max_new_tokens)
     device = input_device(model)
-    early = {"stop_strings": list(stops), "tokenizer": tokenizer} if stops else {}
+    early = [StopTexts(tokenizer, stops, length)] if stops else []
     output: Any = model.generate(
         **{name: tensor.to(device) for name, tensor in inputs.items()},
         max_new_tokens=max_new_tokens,
@@ -59,7 +60,7 @@ def answers(
         top_p=None,
         top_k=None,
         logits_processor=(sampling or Sampling()).processors(seeds),
-        **early,
+        stopping_criteria=early,
     )
     texts = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
     return [_cut(text, stops) for text in texts]
