@@ -15,7 +15,7 @@ from steered_moe.corpora import KNOWN
 from steered_moe.errors import FormatError
 from steered_moe.heat_map import heat_map
 from steered_moe.hub import CARD_FILE
-from steered_moe.literature import EDITS, METHOD_FACTS, bibtex, cited
+from steered_moe.literature import METHOD_FACTS, Method, bibtex, cited, edits
 from steered_moe.repo_config import is_path
 from steered_moe.results import MEAN, Result, current, read_results
 from steered_moe.steering import RouterSteering, ranges
@@ -158,15 +158,16 @@ def _does(steering: RouterSteering) -> str:
 
 def _rows(repo: SteeringRepo, row: int) -> list[tuple[str, str]]:
     steering = repo.steerings[row]
-    edit = EDITS[steering.scale]
     weights, force = steering.weights, steering.force
     origin = {k: v for k, v in steering.provenance.items() if k != "corpora"}
     rows: dict[str, Any] = {
-        "edit": code(edit.does) + (f", {cited(edit)}" if edit.source else ""),
+        "edit": "; ".join(map(_formula, edits(steering))),
         "strength": code(repo.strengths[row]),
         "layers": code(ranges(steering.layers)),
         "router logits edited": code(steering.num_steered_experts),
-        "weights": code(f"{float(weights.min()):.4g} to {float(weights.max()):.4g}"),
+        "weights": code(f"{float(weights.min()):.4g} to {float(weights.max()):.4g}")
+        if weights.any()
+        else "",
         "forced": code(int((force > 0).sum())) if force is not None else "",
         "banned": code(int((force < 0).sum())) if force is not None else "",
         **{code(key): code(value) for key, value in origin.items()},
@@ -174,6 +175,10 @@ def _rows(repo: SteeringRepo, row: int) -> list[tuple[str, str]]:
         "fingerprint": code(steering.fingerprint),
     }
     return [(name, value) for name, value in rows.items() if value]
+
+
+def _formula(edit: Method) -> str:
+    return code(edit.does) + (f", {cited(edit)}" if edit.source else "")
 
 
 def _corpus(text: str) -> str:
@@ -235,5 +240,5 @@ def _limits(repo: SteeringRepo, results: Sequence[Result]) -> list[str]:
 def _sources(repo: SteeringRepo) -> list[str]:
     """arXiv numbers of the methods and edits of a repo, each once."""
     facts = [METHOD_FACTS.get(str(s.provenance.get("method"))) for s in repo.steerings]
-    facts += [EDITS[s.scale] for s in repo.steerings]
+    facts += [edit for s in repo.steerings for edit in edits(s)]
     return list(dict.fromkeys(fact.source for fact in facts if fact and fact.source))

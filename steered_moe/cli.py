@@ -21,7 +21,7 @@ from steered_moe.evaluate_command import evaluate
 from steered_moe.generation import Comparison, Counter, compare
 from steered_moe.heat_map import heat_map
 from steered_moe.hub_commands import list_command, pull, push
-from steered_moe.literature import EDITS, cited
+from steered_moe.literature import cited, edits
 from steered_moe.lm_eval_command import PASS_ON, lm_eval
 from steered_moe.loading import check_dtype
 from steered_moe.modeling import SteeredMoEForCausalLM
@@ -72,7 +72,7 @@ def inspect(repo: Repo) -> None:
     console.print(_base_table(content, repo))
     for steering, strength in zip(content.steerings, content.strengths, strict=True):
         rows = {
-            "edit": f"{EDITS[steering.scale].does}, {cited(EDITS[steering.scale])}".rstrip(", "),
+            "edit": "; ".join(f"{e.does}, {cited(e)}".rstrip(", ") for e in edits(steering)),
             "strength": strength,
             "experts steered": f"{steering.num_steered_experts} in {len(steering.layers)} layers",
             **steering.provenance,

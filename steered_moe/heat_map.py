@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from steered_moe.steering import RouterSteering
 
 _SHADES = " .:-=+*#%@"
@@ -11,17 +13,29 @@ def heat_map(steering: RouterSteering, width: int = 64) -> list[str]:
     """Layer x expert picture in text, one line per layer; neighbours share a column if need be.
 
     A digit of ``" .:-=+*#%@"`` is the largest absolute weight in the column relative to the
-    largest of all, ``+`` and ``x`` at the end of the line count forced and banned experts.
+    largest of all; ``F`` is a forced expert, ``x`` a banned one. ``+`` and ``x`` at the end of the
+    line count them.
     """
-    weights = steering.weights.abs()
-    groups = weights.tensor_split(min(width, steering.num_experts), dim=1)
-    top = float(weights.max()) or 1.0
+    columns = min(width, steering.num_experts)
+    force = steering.weights * 0 if steering.force is None else steering.force
     lines = []
     for row, layer in enumerate(steering.layers.tolist()):
-        levels = [float(group[row].max()) / top for group in groups]
-        cells = "".join(_SHADES[round(level * (len(_SHADES) - 1))] for level in levels)
+        parts = (tensor[row].tensor_split(columns) for tensor in (_levels(steering), force))
+        cells = "".join(_cell(level, forced) for level, forced in zip(*parts, strict=True))
         lines.append(f"{layer:>4} |{cells}|{_force_note(steering, row)}")
     return lines
+
+
+def _levels(steering: RouterSteering) -> Tensor:
+    """Absolute weights; the largest of all is 1."""
+    weights = steering.weights.abs()
+    return weights / (float(weights.max()) or 1.0)
+
+
+def _cell(levels: Tensor, force: Tensor) -> str:
+    if (force != 0).any():
+        return "F" if (force > 0).any() else "x"
+    return _SHADES[round(float(levels.max()) * (len(_SHADES) - 1))]
 
 
 def _force_note(steering: RouterSteering, row: int) -> str:

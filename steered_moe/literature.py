@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from steered_moe.steering import RouterSteering
+
 
 class Paper(NamedTuple):
     """A paper on arXiv."""
@@ -93,6 +95,18 @@ EDITS: Mapping[str, Method] = {
     "none": Method("z_e + strength * weight_e"),
 }
 """Formula of each scale; z are the token's router logits."""
+
+FORCED = Method("z_e = max(z): selected for every token", ROUTING, "Eq. 5")
+BANNED = Method("z_e < min(z): never selected", STEERMOE, "Eq. 8")
+
+
+def edits(steering: RouterSteering) -> list[Method]:
+    """What a steering does to logits: the formula of its scale, force, bans, as far as it has
+    them."""
+    force = steering.force
+    found = [EDITS[steering.scale]] if steering.weights.any() or force is None else []
+    found += [FORCED] if force is not None and (force > 0).any() else []
+    return found + ([BANNED] if force is not None and (force < 0).any() else [])
 
 
 def cited(fact: Method) -> str:

@@ -17,6 +17,7 @@ from steered_moe.card_text import BEGIN, END, merged, metadata, own_text
 from steered_moe.cards import render_card, write_card
 from steered_moe.errors import FormatError
 from steered_moe.heat_map import heat_map
+from steered_moe.literature import edits
 from steered_moe.results import Interval, Result, current, read_results, write_results
 from steered_moe.storage import SteeringRepo, read_repo
 
@@ -116,7 +117,7 @@ LINES = [
     r"\| corpora \| .+ \|",
     r"!\[Layers and experts that [\w-]+ steers\]\(plots/[\w-]+\.png\)",
     r"```(text|bash|python|bibtex)?",
-    r" *\d+ \|[ .:=+*#%@-]+\|( \+\d+ x\d+)?",
+    r" *\d+ \|[ .:=+*#%@Fx-]+\|( \+\d+ x\d+)?",
     r"## (Evaluation|Load|Limits|Citation)",
     r"Not evaluated\.",
     r"`\w+` at strength [\d.]+: `[^`]+` on `[^`]+`\. Gain: steered minus base in",
@@ -151,7 +152,7 @@ def test_every_line_of_a_card_is_known():
     assert strangers(text) == []
     assert 'from_pretrained("user/s", steering="t")' in text
     assert "strength=1.0)" in text
-    assert text.count("@article") == 1
+    assert text.count("@article") == 2  # of task experts, and of bans
     assert not any(word in text for word in ("TODO", "More Information Needed", "None", "nan"))
     assert strangers(text.replace("## Load", "## Load\nTODO")) == ["TODO"]
 
@@ -183,7 +184,11 @@ def test_values_are_shown_as_code_and_cannot_be_markup():
 
 
 def test_the_picture_shows_every_layer_and_force():
-    assert heat_map(repo().steerings[0]) == ["   4 | @= | +1 x0", "   5 |   :| +0 x2"]
+    assert heat_map(repo().steerings[0]) == ["   4 |F@= | +1 x0", "   5 | xx:| +0 x2"]
+    force = torch.zeros(1, 128)
+    force[0, 3], force[0, 2] = 1, -1
+    wide = RouterSteering("w", [0], torch.eye(128)[127:], force)
+    assert heat_map(wide) == ["   0 | F" + " " * 61 + "@| +1 x1"]
     wide = RouterSteering("w", [0], torch.eye(128)[127:])
     assert heat_map(wide) == ["   0 |" + " " * 63 + "@|"]
 
@@ -241,3 +246,13 @@ def test_example_cards_are_current(tmp_path: Path):
     steering = read_repo(ROOT / "examples" / "qwen3-30b-a3b-english-shared").steerings[0]
     assert steering.fingerprint in real
     assert ModelCard(real).data.base_model == "Qwen/Qwen3-30B-A3B"
+
+
+def test_the_edit_of_a_steering_is_what_it_does():
+    weights, force = torch.zeros(1, 4), torch.tensor([[1, -1, 0, 0]])
+    hard = RouterSteering("h", [0], weights, force)
+    said = [edit.where for edit in edits(hard)]
+    assert said == ["Eq. 5", "Eq. 8"]
+    both = edits(RouterSteering("h", [0], weights + 1, force))
+    assert [edit.where for edit in both] == ["Eq. 4", "Eq. 5", "Eq. 8"]
+    assert [e.where for e in edits(RouterSteering("h", [0], weights))] == ["Eq. 4"]
