@@ -58,12 +58,6 @@ def load_base(
     names = (*hub.KWARGS, "trust_remote_code")
     config_kwargs = {name: kwargs[name] for name in names if name in kwargs}
     config = AutoConfig.from_pretrained(base, revision=revision, **config_kwargs)
-    expected = repo.base.get("base_model_type")
-    if expected not in (None, config.model_type):
-        raise BaseModelError(
-            f"the steering was made for a {expected!r} model but {base} is {config.model_type!r}; "
-            "load the base model that the steering names"
-        )
     check_base(repo, config, kwargs["trust_remote_code"])
     _ask_for_4bit(kwargs, config)
     kwargs.setdefault("use_safetensors", True)  # a repo that names a base must not bring a pickle
@@ -101,8 +95,15 @@ def check_base(repo: SteeringRepo, config: Any, trust_remote_code: bool = False)
 
     Raises:
         RouterError: A model without routers, or whose routers cannot be steered.
-        BaseModelError: Wrong layers, experts or top-k, with value and fix.
+        BaseModelError: Another model type, or wrong layers, experts or top-k, with value and fix.
     """
+    expected = repo.base.get("base_model_type")
+    if expected not in (None, config.model_type):
+        name = config.name_or_path or "this base model"
+        raise BaseModelError(
+            f"the steering was made for a {expected!r} model but {name} is {config.model_type!r}; "
+            "load the base model that the steering names"
+        )
     model, shape = _without_weights(config, trust_remote_code)
     for name, found in shape.fields.items():
         if repo.base.get(name) not in (None, found):

@@ -1,0 +1,313 @@
+"""The plugin that vLLM loads into each of its processes (entry point ``vllm.general_plugins``).
+
+    vllm serve BASE --additional-config '{"steered_moe": {"repo_id": "user/x", "strength": 1.0}}'
+
+Without that field nothing is changed in an engine. vLLM has no public hook for routing, so a few
+methods of its classes are wrapped; `POINTS` names them all, and an engine whose vLLM lacks one is
+refused when it asks for steering.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NamedTuple
+
+from steered_moe.errors import InterventionError, SteeredMoEError
+from steered_moe.vllm_layers import METHOD, SteeredLayers
+from steered_moe.vllm_settings import KEY, EngineSettings, engine_settings
+
+TESTED = ("0.32",)
+"""Releases of vLLM that the tests run."""
+
+SETTERS = ("steered_moe_set",)
+"""Methods of workers after which cached prefixes are stale."""
+
+_ATTRIBUTE = "_steered_moe"
+_EAGER = "do_not_compile"
+_WRAPPED = "_steered_moe_wraps"
+
+logger = logging.getLogger(__name__)
+
+
+class Point(NamedTuple):
+    """A method of vLLM that is wrapped.
+
+    Args:
+        module: Where its class is.
+        owner: The class.
+        method: The method.
+        parameters: Names that it must have.
+    """
+
+    module: str
+    owner: str
+    method: str
+    parameters: tuple[str, ...]
+
+
+_RUNNER = "vllm.model_executor.layers.fused_moe.runner.moe_runner"
+LAYER = Point(_RUNNER, "MoERunner", "__init__", ("layer_name", "router"))
+LOGITS = Point(_RUNNER, "MoERunner", METHOD, ("hidden_states", "router_logits"))
+LOADED = Point("vllm.model_executor.model_loader.base_loader", "BaseModelLoader", "load_model",
+               ("vllm_config", "model_config"))  # fmt: skip
+BATCH = Point("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "_prepare_inputs",
+              ("scheduler_output", "num_scheduled_tokens"))  # fmt: skip
+FRONT = Point("vllm.v1.engine.input_processor", "InputProcessor", "__init__", ("vllm_config",))
+REQUEST = Point("vllm.v1.engine.input_processor", "InputProcessor", "process_inputs", ("params",))
+START = Point("vllm.v1.engine.core", "EngineCore", "__init__", ("vllm_config",))
+CALL = Point("vllm.v1.engine.core", "EngineCore", "collective_rpc", ("method",))
+POINTS = (LAYER, LOGITS, LOADED, BATCH, FRONT, REQUEST, START, CALL)
+
+
+def register() -> None:
+    """What vLLM calls in each process, more than once perhaps."""
+    wrappers: dict[Point, Callable[..., Any]] = {
+        **{LAYER: _layer, LOADED: _loaded, BATCH: _batch},  # in workers
+        **{FRONT: _front, REQUEST: _request, START: _start, CALL: _call},
+    }
+    for point, wrapper in wrappers.items():
+        _wrap(point, wrapper)
+
+
+def missing() -> list[str]:
+    """Methods that this release of vLLM lacks, or that take other arguments."""
+    return [f"{p.owner}.{p.method}" for p in POINTS if _found(p) is None]
+
+
+def check_release() -> None:
+    """Refuse a release of vLLM that steering cannot be sure to reach; warn of an untested one.
+
+    Raises:
+        InterventionError: Names what it lacks.
+    """
+    import vllm
+
+    if lacks := missing():
+        raise InterventionError(
+            f"vLLM {vllm.__version__} lacks {', '.join(lacks)}, where steering acts; use vLLM "
+            f"{' or '.join(TESTED)}, or steered-moe serve with its default engine"
+        )
+    if not vllm.__version__.startswith(TESTED):
+        logger.warning(
+            "steered-moe is tested with vLLM %s, this is %s", ", ".join(TESTED), vllm.__version__
+        )
+
+
+def _found(point: Point) -> type | None:
+    """The class of a point, if it is as expected."""
+    try:
+        owner = getattr(importlib.import_module(point.module), point.owner)
+        parameters = inspect.signature(getattr(owner, point.method)).parameters
+    except (ImportError, AttributeError):
+        return None
+    return owner if set(point.parameters) <= set(parameters) else None
+
+
+def _wrap(point: Point, wrapper: Callable[..., Any]) -> None:
+    owner = _found(point)
+    if owner is None:
+        return  # told by check_release, in an engine that asks for steering
+    original = getattr(owner, point.method)
+    if getattr(original, _WRAPPED, False):
+        return
+
+    @wraps(original)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, self, *args, **kwargs)
+
+    setattr(wrapped, _WRAPPED, True)
+    setattr(owner, point.method, wrapped)
+
+
+def steered_layers(vllm_config: Any) -> SteeredLayers | None:
+    """The steered layers of the worker that has this configuration, made when first asked for."""
+    settings = engine_settings(vllm_config.additional_config)
+    if settings is None:
+        return None
+    layers: SteeredLayers | None = getattr(vllm_config, _ATTRIBUTE, None)
+    if layers is None:
+        layers = _new_layers(vllm_config, settings)
+        object.__setattr__(vllm_config, _ATTRIBUTE, layers)
+        vllm_config.additional_config[KEY] = {  # part of the key of compiled code
+            **_mapping(vllm_config.additional_config[KEY]),
+            "fingerprint": settings.fingerprint,
+        }
+    return layers
+
+
+def _mapping(given: Any) -> dict[str, Any]:
+    return {"repo_id": given} if isinstance(given, str) else dict(given)
+
+
+def _new_layers(vllm_config: Any, settings: EngineSettings) -> SteeredLayers:
+    scheduler = vllm_config.scheduler_config
+    tokens = scheduler.max_num_batched_tokens
+    largest = vllm_config.compilation_config.max_cudagraph_capture_size or 0
+    uniform = vllm_config.parallel_config.data_parallel_size > 1
+    slots = 1 if uniform else scheduler.max_num_seqs + 1
+    return SteeredLayers(settings, slots, max(tokens, largest), uniform)
+
+
+def _layer(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+    """A MoE layer is built: steer it."""
+    from vllm.config import get_current_vllm_config
+
+    original(self, *args, **kwargs)
+    vllm_config = get_current_vllm_config()
+    layers = steered_layers(vllm_config)
+    if layers is None or self.layer_id not in layers.settings.layers:
+        return
+    if self.layer_id in layers.layers:
+        raise InterventionError(
+            f"{self.layer_name} is a MoE layer of a draft model, which steering does not reach; "
+            "start without speculative decoding, or with one that has no draft model (ngram)"
+        )
+    layers.install(self, self.layer_id)
+
+
+def _loaded(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    """A model is loaded: nothing may be missing."""
+    model = original(self, *args, **kwargs)
+    bound = inspect.signature(original).bind(self, *args, **kwargs).arguments
+    layers = steered_layers(bound["vllm_config"])
+    if layers is not None:
+        layers.check_complete()
+        layers.set_default(layers.strengths)
+    return model
+
+
+def _batch(original: Any, self: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
+    """A forward pass is prepared: say which token belongs to which request's strengths."""
+    layers = steered_layers(self.vllm_config)
+    if layers is not None:
+        asked = [_asked(self, name) for name in self.input_batch.req_ids]
+        layers.assign(asked, num_scheduled_tokens.tolist())
+    return original(self, scheduler_output, num_scheduled_tokens)
+
+
+def _asked(runner: Any, request_id: str) -> dict[str, float] | None:
+    params = runner.requests[request_id].sampling_params
+    extra = None if params is None else params.extra_args
+    found = None if not extra else extra.get(KEY)
+    return found if found is None else dict(found)
+
+
+def _front(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+    """An engine starts, here in the caller's process: refuse what cannot be steered."""
+    original(self, *args, **kwargs)
+    settings = engine_settings(self.vllm_config.additional_config)
+    if settings is None:
+        return
+    from steered_moe.base_model import check_base
+
+    check_release()
+    model = self.vllm_config.model_config
+    check_base(settings.repo, model.hf_config, bool(model.trust_remote_code))
+
+
+def _request(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    """A request arrives: resolve what it asks for, and keep its cached prefixes apart."""
+    request = original(self, *args, **kwargs)
+    params = request.sampling_params
+    asked = (params.extra_args or {}).get(KEY) if params is not None else None
+    if asked is None:
+        return request
+    settings = engine_settings(self.vllm_config.additional_config)
+    try:
+        strengths = _of_request(settings, asked, self.vllm_config)
+    except SteeredMoEError as error:
+        from vllm.exceptions import VLLMValidationError
+
+        raise VLLMValidationError(str(error), parameter=KEY) from error
+    params.extra_args = {**params.extra_args, KEY: strengths}
+    key = ",".join(f"{name}={value!r}" for name, value in sorted(strengths.items()))
+    request.cache_salt = f"{request.cache_salt or ''}|{KEY}:{key}"
+    return request
+
+
+def _of_request(settings: EngineSettings | None, asked: Any, vllm_config: Any) -> dict[str, float]:
+    if settings is None:
+        raise SteeredMoEError(
+            f"the request asks for {KEY} but this engine steers nothing; start it with "
+            f'--additional-config \'{{"{KEY}": {{"repo_id": ...}}}}\''
+        )
+    if vllm_config.parallel_config.data_parallel_size > 1:
+        raise SteeredMoEError(
+            f"{KEY} of a request: with data parallelism tokens of several engines share a layer, "
+            "and all have the engine's strength; start one server for each strength"
+        )
+    return settings.of_request(asked) or settings.strengths
+
+
+def _start(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+    """The engine is up: run each edit once."""
+    original(self, *args, **kwargs)
+    if engine_settings(self.vllm_config.additional_config) is not None:
+        self.model_executor.collective_rpc(check_worker)
+
+
+def check_worker(worker: Any) -> list[int]:
+    """Run two tokens through a worker's model, outside compiled code.
+
+    Raises:
+        InterventionError: The edit of a layer did not run.
+    """
+    runner = worker.model_runner
+    layers = steered_layers(runner.vllm_config)
+    if layers is None:
+        return []
+    compiled = [m for m in runner.model.modules() if getattr(m, _EAGER, True) is False]
+    for module in compiled:
+        setattr(module, _EAGER, True)
+    runner._dummy_run(2)
+    for module in compiled:
+        setattr(module, _EAGER, False)
+    layers.check_fired()
+    return sorted(layers.fired)
+
+
+def _call(original: Any, self: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
+    """Workers are called: after a change of strength, cached prefixes are stale."""
+    result = original(self, method, *args, **kwargs)
+    if isinstance(method, str) and method in SETTERS and not self.reset_prefix_cache(True):
+        raise InterventionError("the prefix cache could not be reset after a change of strength")
+    return result
+
+
+class WorkerExtension:
+    """Methods for ``collective_rpc``, by ``--worker-extension-cls`` of vLLM.
+
+    After `steered_moe_set` the engine drops cached prefixes, and starts running requests again.
+    """
+
+    model_runner: Any
+
+    def steered_moe_set(self, strength: Any) -> dict[str, float]:
+        """Change the strength of requests that ask for none.
+
+        Args:
+            strength: For all steerings, or by name; 0 is the base model.
+        """
+        layers = self._steered_layers()
+        layers.set_default(strength)
+        return layers.strengths
+
+    def steered_moe_state(self) -> dict[str, Any]:
+        """Strengths and layers of this worker."""
+        layers = self._steered_layers()
+        return {"strengths": layers.strengths, "layers": sorted(layers.layers)}
+
+    def steered_moe_touched(self) -> list[str]:
+        """Names of all MoE layers whose methods are not vLLM's own."""
+        modules = self.model_runner.model.named_modules()
+        return [name for name, module in modules if METHOD in vars(module)]
+
+    def _steered_layers(self) -> SteeredLayers:
+        layers = steered_layers(self.model_runner.vllm_config)
+        if layers is None:
+            raise InterventionError("this engine steers nothing; start it with --additional-config")
+        return layers

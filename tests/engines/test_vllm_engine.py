@@ -1,0 +1,241 @@
+"""Real vLLM engines on the CPU: the same tokens and log-probabilities as the transformers wrapper.
+
+These tests need an environment with vLLM, which ``make engines`` builds; the others leave them out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed; make engines runs these")
+
+from checkpoints import FAMILIES, PROMPTS, reference, write_base, write_repo
+from vllm import LLM, SamplingParams
+from vllm.exceptions import VLLMValidationError
+
+from steered_moe.errors import BaseModelError, SteeredMoEError
+from steered_moe.vllm_plugin import missing
+
+LENGTH = 6
+EXTENSION = "steered_moe.vllm_plugin.WorkerExtension"
+FORCED = {"std": 0.0, "abs": 0.0, "none": 0.0, "force": 1.0}
+ASKED: dict[str, Any] = {
+    "base": 0.0,
+    "all": 1.0,
+    "std": {"name": "std", "strength": 1.5},
+    "abs": {"name": "abs", "strength": -1},
+    "none": '{"name": "none"}',
+    "force": {"name": "force"},
+}
+"""What requests ask for."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Family -> folders of base and repo, and references; force where vLLM can."""
+    folder = tmp_path_factory.mktemp("families")
+    known: dict[str, tuple[Path, Path, dict[str, Any]]] = {}
+
+    def make(family: str) -> tuple[Path, Path, dict[str, Any]]:
+        if family not in known:
+            force = family != "glm4_moe"
+            base = write_base(family, folder / family / "base")
+            repo = write_repo(base, folder / family / "repo", force)
+            asked = {k: v for k, v in ASKED.items() if force or k != "force"}
+            strengths = {k: strengths_of(k, force) for k in asked}
+            known[family] = (
+                base,
+                repo,
+                {k: reference(repo, v, LENGTH) for k, v in strengths.items()},
+            )
+        return known[family]
+
+    return make
+
+
+def strengths_of(name: str, force: bool) -> dict[str, float]:
+    """What `ASKED` means, by name of steering."""
+    names = ("std", "abs", "none", "force")[: 4 if force else 3]
+    if name in ("base", "all"):
+        return dict.fromkeys(names, 0.0 if name == "base" else 1.0)
+    return dict.fromkeys(names, 0.0) | {name: {"std": 1.5, "abs": -1.0}.get(name, 1.0)}
+
+
+@contextmanager
+def engine(base: Path, repo: Path | None, **options: Any) -> Iterator[LLM]:
+    """An engine that is ended afterwards."""
+    config = {} if repo is None else {"steered_moe": {"repo_id": str(repo)}}
+    given = {
+        "additional_config": config, "skip_tokenizer_init": True, "dtype": "float32",
+        "max_model_len": 128, "max_num_seqs": 24, "enforce_eager": True, "block_size": 32,
+        "worker_extension_cls": EXTENSION, "disable_log_stats": True, **options,
+    }  # fmt: skip
+    llm = LLM(str(base), **given)
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def answer(llm: LLM, asked: list[Any], prompts: Any = PROMPTS) -> list[list[Any]]:
+    """Each prompt under each of ``asked``, in one batch: tokens, log-probabilities, cached."""
+    params = [
+        SamplingParams(temperature=0, max_tokens=LENGTH, logprobs=1, detokenize=False,
+                       ignore_eos=True,
+                       extra_args=None if one is None else {"steered_moe": one})
+        for one in asked for _ in prompts
+    ]  # fmt: skip
+    texts = [{"prompt_token_ids": list(prompt)} for _ in asked for prompt in prompts]
+    found = llm.generate(texts, params, use_tqdm=False)
+    rows = [
+        (list(one.outputs[0].token_ids),
+         [max(x.logprob for x in step.values()) for step in one.outputs[0].logprobs],
+         one.num_cached_tokens)
+        for one in found
+    ]  # fmt: skip
+    return [rows[i : i + len(prompts)] for i in range(0, len(rows), len(prompts))]
+
+
+def check(found: list[Any], expected: list[Any]) -> None:
+    """Tokens are equal, log-probabilities within 1e-3."""
+    assert [tokens for tokens, _, _ in found] == [tokens for tokens, _ in expected]
+    for (_, mine, _), (_, theirs) in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-3)
+
+
+def check_mixed(llm: LLM, references: dict[str, Any]) -> None:
+    """All strengths in one batch, each as in a model of its own; and they do differ."""
+    names = list(references)
+    for name, found in zip(names, answer(llm, [ASKED[name] for name in names]), strict=True):
+        check(found, references[name])
+        if name != "base":
+            with pytest.raises(AssertionError):
+                check(found, references["base"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mixed_batch_has_the_answers_of_transformers(made: Any, family: str) -> None:
+    base, repo, references = made(family)
+    with engine(base, repo) as llm:
+        check_mixed(llm, references)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "glm4_moe"])
+def test_compiled_too(made: Any, family: str) -> None:
+    base, repo, references = made(family)
+    with engine(base, repo, enforce_eager=False) as llm:
+        check_mixed(llm, references)
+        check(answer(llm, [None])[0], references["all"])
+        llm.collective_rpc("steered_moe_set", args=(0.0,))
+        check(answer(llm, [None])[0], references["base"])
+
+
+def test_two_processes_of_tensor_parallelism_too(made: Any) -> None:
+    base, repo, references = made("qwen3_moe")
+    with engine(base, repo, tensor_parallel_size=2) as llm:
+        check_mixed(llm, references)
+        states = llm.collective_rpc("steered_moe_state")
+        assert [state["layers"] for state in states] == [[1, 2, 3]] * 2
+
+
+def test_the_default_can_be_changed_and_cached_prefixes_never_mix(made: Any) -> None:
+    base, repo, references = made("olmoe")
+    prompt = [list(range(10, 110))]  # three blocks of the cache
+    with engine(base, repo) as llm:
+        check(answer(llm, [None])[0], references["all"])
+        for strength, name in ((0.0, "base"), (FORCED, "force"), (1.0, "all")):
+            answer(llm, [None], prompt)
+            assert answer(llm, [None], prompt)[0][0][2] >= 64  # from the cache
+            llm.collective_rpc("steered_moe_set", args=(strength,))
+            assert answer(llm, [None], prompt)[0][0][2] == 0  # which is empty now
+            check(answer(llm, [None])[0], references[name])
+        [first] = answer(llm, [0.25], prompt)[0]
+        [again] = answer(llm, [0.25], prompt)[0]
+        [other] = answer(llm, [0.5], prompt)[0]
+        assert (first[2], other[2]) == (0, 0)
+        assert again[2] >= 64
+        assert again[:2] == (first[0], pytest.approx(first[1], abs=1e-5))
+        assert other[1] != pytest.approx(first[1], abs=1e-3)
+        with pytest.raises(Exception, match="no steering named 'x'"):
+            llm.collective_rpc("steered_moe_set", args=({"x": 1.0},))
+        check(answer(llm, [None])[0], references["all"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"nam": "std"}, "no field 'nam'; it has strength, name"),
+        ({"name": "other"}, "no steering named 'other'; there is std, abs, none, force"),
+        ("much", "no JSON"),
+        (float("nan"), "must be finite"),
+        ([1.0, 2.0], "give one number"),
+        ({}, "is empty"),
+    ],
+)
+def test_requests_that_ask_for_nonsense_are_refused(llm_of_mixtral: LLM, asked: Any, told: str):
+    with pytest.raises(VLLMValidationError, match=told):
+        answer(llm_of_mixtral, [asked])
+    assert answer(llm_of_mixtral, [None])  # and the engine goes on
+
+
+@pytest.fixture(scope="module")
+def llm_of_mixtral(made: Any) -> Iterator[LLM]:
+    base, repo, _ = made("mixtral")
+    with engine(base, repo) as llm:
+        yield llm
+
+
+def test_an_engine_that_is_not_configured_is_as_it_was(made: Any) -> None:
+    base, _, references = made("granitemoe")
+    with engine(base, None) as llm:
+        check(answer(llm, [None])[0], references["base"])
+        with pytest.raises(VLLMValidationError, match="this engine steers nothing"):
+            answer(llm, [1.0])
+        with pytest.raises(Exception, match="this engine steers nothing"):
+            llm.collective_rpc("steered_moe_state")
+        assert llm.collective_rpc("steered_moe_touched") == [[]]
+
+
+def test_what_cannot_be_steered_is_refused_at_start(made: Any) -> None:
+    base, repo, _ = made("qwen3_moe")
+    other = made("glm4_moe")
+    with pytest.raises(BaseModelError, match="made for a 'glm4_moe' model"), engine(base, other[1]):
+        pass
+    with pytest.raises(SteeredMoEError, match="no field 'repo'"), \
+         engine(base, repo, additional_config={"steered_moe": {"repo": str(repo)}}):  # fmt: skip
+        pass
+
+
+def test_force_in_a_router_with_a_correction_bias_is_refused(
+    made: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    base = made("glm4_moe")[0]
+    repo = write_repo(base, tmp_path, force=True)
+    with pytest.raises(Exception, match="failed"), engine(base, repo):
+        pass
+    told = "".join(capfd.readouterr())
+    assert "layer 1 (model.layers.1.mlp.experts) ranks experts by more than their logits" in told
+
+
+def test_experts_that_transformers_selects_are_refused(
+    made: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    base, repo, _ = made("olmoe")
+    with pytest.raises(Exception, match="failed"), engine(base, repo, model_impl="transformers"):
+        pass
+    assert "selects its experts in transformers" in "".join(capfd.readouterr())
+
+
+def test_this_release_of_vllm_has_every_method_that_is_wrapped() -> None:
+    assert missing() == []
+
+
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
