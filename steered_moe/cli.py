@@ -27,6 +27,8 @@ from steered_moe.loading import check_dtype
 from steered_moe.modeling import SteeredMoEForCausalLM
 from steered_moe.profile_command import profile
 from steered_moe.select_command import select
+from steered_moe.serve_command import PASS_ON as TO_VLLM
+from steered_moe.serve_command import serve
 from steered_moe.storage import SteeringRepo, read_repo
 from steered_moe.terminal import console, errors, progress, table_of
 from steered_moe.text_marks import marked
@@ -48,6 +50,7 @@ app.command()(evaluate)
 app.command()(tune)
 app.command(name="lm-eval", context_settings=dict(PASS_ON))(lm_eval)
 app.command()(demo)
+app.command(context_settings=dict(TO_VLLM))(serve)
 
 Repo = Annotated[
     str,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from steered_moe.errors import BaseModelError
-from steered_moe.routers import Router, layer_of, num_layers, unsteerable
+from steered_moe.routers import Router, layer_of, num_layers, other_stages, unsteerable
 from steered_moe.steering import RouterSteering
 
 
@@ -20,18 +20,21 @@ class ModelShape:
         num_layers: Number of decoder layers, with a router or without.
         routers: Layer -> router.
         refused: Layer -> why its router cannot be steered.
+        elsewhere: Layers that other processes of a pipeline hold, and steer.
     """
 
     num_layers: int
     routers: Mapping[int, Router]
     refused: Mapping[int, str]
+    elsewhere: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, routers: Sequence[Router], model: nn.Module) -> ModelShape:
         """The shape of ``model``, which may be on the meta device."""
         refused = {layer_of(path): f"{path}: {why}" for path, why in unsteerable(model).items()}
         by_layer = {router.layer: router for router in routers}
-        return cls(num_layers(model, routers), by_layer, refused)
+        elsewhere = other_stages(model, routers)
+        return cls(num_layers(model, routers), by_layer, refused, elsewhere)
 
     @property
     def fields(self) -> dict[str, int]:
@@ -62,6 +65,8 @@ def check_fit(steering: RouterSteering, shape: ModelShape, model: nn.Module) -> 
                 f"{steering.name!r} steers layer {layer} but {name} has {shape.num_layers} layers "
                 f"(0 to {shape.num_layers - 1}); it was made for another model"
             )
+        if layer in shape.elsewhere:
+            continue
         if layer not in shape.routers:
             reason = shape.refused.get(layer, "it is a dense layer without a router")
             raise BaseModelError(

@@ -204,6 +204,7 @@ class Intervention:
     ) -> None:
         """Work all numbers out first, so that what is refused changes nothing; then write them."""
         tables = combine(steerings, strengths)
+        tables = {k: parts for k, parts in tables.items() if k not in self.shape.elsewhere}
         for layer, parts in tables.items():
             check_force(parts.get("force"), layer, self.shape.top_k[layer])
             if layer not in self.routers:

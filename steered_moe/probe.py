@@ -41,7 +41,8 @@ def prove(model: nn.Module, routers: Mapping[int, SteeredRouter], rows: int = 1)
             )
             stack.callback(hook.remove)
         embedding = model.get_input_embeddings()  # type: ignore[operator]
-        tokens = torch.tensor([[1, 2]] * rows, device=execution_device(embedding))
+        first = embedding if any(True for _ in embedding.parameters()) else model  # a later stage
+        tokens = torch.tensor([[1, 2]] * rows, device=execution_device(first))
         model(input_ids=tokens, use_cache=False)
 
 

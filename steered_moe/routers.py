@@ -40,6 +40,9 @@ BESIDE_EXPERTS = ("router", "gate")
 TOP_K = ("top_k", "top_k_experts", "num_experts_per_tok", "moe_topk")
 """Names under which a router, its parent or their config say how many experts a token gets."""
 
+ELSEWHERE = "PipelineIdentityLayer"
+"""Class that transformers puts in the place of a layer of another stage of a pipeline."""
+
 ATTENTION = ("self_attn", "self_attention", "attention")
 """Routers below these modules pick attention experts (jetmoe); feed-forward ones are steered."""
 
@@ -122,6 +125,12 @@ def layer_of(path: str) -> int:
 def num_layers(model: nn.Module, routers: Sequence[Router]) -> int:
     """Number of decoder layers: the length of the list of modules that holds the routers."""
     return len(model.get_submodule(_layer_list(routers)))  # type: ignore[arg-type]
+
+
+def other_stages(model: nn.Module, routers: Sequence[Router]) -> frozenset[int]:
+    """Decoder layers that other processes of a pipeline hold; here an identity stands for them."""
+    layers: Any = model.get_submodule(_layer_list(routers))
+    return frozenset(i for i, layer in enumerate(layers) if type(layer).__name__ == ELSEWHERE)
 
 
 def decoder(model: nn.Module, routers: Sequence[Router]) -> nn.Module:

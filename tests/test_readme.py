@@ -102,7 +102,7 @@ def test_every_block_and_command_is_covered():
     assert len(SCRIPTS) == 6
     assert {kind for kind, _ in BLOCKS} == {"python", "text", "bash"}
     assert len(PYTHON) == 5
-    assert set(MAKE) == {"make demo", "make test"}
+    assert set(MAKE) == {"make demo", "make test", "make engines"}
 
 
 def test_make_demo_shows_base_and_steered_answers(tmp_path: Path):
@@ -123,3 +123,5 @@ def test_make_test_installs_checks_and_tests_in_an_environment_of_its_own(tmp_pa
     for step in ("-m venv", 'pip install --quiet --editable ".[test]"', "mypy", "-m pytest"):
         assert f"{tmp_path}/new" in next(line for line in plan.splitlines() if step in line)
     assert "make test" in (ROOT / ".ci" / "run").read_text()
+    plan = run(["make", "--dry-run", "engines", f"ENGINES={tmp_path}/new"], ROOT)
+    assert f"{tmp_path}/new/bin/python -m pytest tests/engines" in plan

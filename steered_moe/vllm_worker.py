@@ -1,0 +1,99 @@
+"""What a vLLM worker does about steering: the layers of its model, and calls from outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steered_moe.errors import InterventionError
+from steered_moe.vllm_layers import METHOD, SteeredLayers
+from steered_moe.vllm_settings import KEY, EngineSettings, engine_settings
+
+SETTERS = ("steered_moe_set",)
+"""Methods of workers after which cached prefixes are stale."""
+
+_ATTRIBUTE = "_steered_moe"
+_EAGER = "do_not_compile"
+
+
+def steered_layers(vllm_config: Any) -> SteeredLayers | None:
+    """The steered layers of the worker that has this configuration, made when first asked for."""
+    settings = engine_settings(vllm_config.additional_config)
+    if settings is None:
+        return None
+    layers: SteeredLayers | None = getattr(vllm_config, _ATTRIBUTE, None)
+    if layers is None:
+        layers = _new_layers(vllm_config, settings)
+        object.__setattr__(vllm_config, _ATTRIBUTE, layers)
+        vllm_config.additional_config[KEY] = {  # part of the key of compiled code
+            **_mapping(vllm_config.additional_config[KEY]),
+            "fingerprint": settings.fingerprint,
+        }
+    return layers
+
+
+def _mapping(given: Any) -> dict[str, Any]:
+    return {"repo_id": given} if isinstance(given, str) else dict(given)
+
+
+def _new_layers(vllm_config: Any, settings: EngineSettings) -> SteeredLayers:
+    scheduler = vllm_config.scheduler_config
+    tokens = scheduler.max_num_batched_tokens
+    largest = vllm_config.compilation_config.max_cudagraph_capture_size or 0
+    uniform = vllm_config.parallel_config.data_parallel_size > 1
+    slots = 1 if uniform else scheduler.max_num_seqs + 1
+    return SteeredLayers(settings, slots, max(tokens, largest), uniform)
+
+
+def check_worker(worker: Any) -> list[int]:
+    """Run two tokens through a worker's model, outside compiled code.
+
+    Raises:
+        InterventionError: The edit of a layer did not run.
+    """
+    runner = worker.model_runner
+    layers = steered_layers(runner.vllm_config)
+    if layers is None:
+        return []
+    compiled = [m for m in runner.model.modules() if getattr(m, _EAGER, True) is False]
+    for module in compiled:
+        setattr(module, _EAGER, True)
+    runner._dummy_run(2)
+    for module in compiled:
+        setattr(module, _EAGER, False)
+    layers.check_fired()
+    return sorted(layers.fired)
+
+
+class WorkerExtension:
+    """Methods for ``collective_rpc``, by ``--worker-extension-cls`` of vLLM.
+
+    After `steered_moe_set` the engine drops cached prefixes, and starts running requests again.
+    """
+
+    model_runner: Any
+
+    def steered_moe_set(self, strength: Any) -> dict[str, float]:
+        """Change the strength of requests that ask for none.
+
+        Args:
+            strength: For all steerings, or by name; 0 is the base model.
+        """
+        layers = self._steered_layers()
+        layers.set_default(strength)
+        return layers.strengths
+
+    def steered_moe_state(self) -> dict[str, Any]:
+        """Strengths and layers of this worker."""
+        layers = self._steered_layers()
+        return {"strengths": layers.strengths, "layers": sorted(layers.layers)}
+
+    def steered_moe_touched(self) -> list[str]:
+        """Names of all MoE layers whose methods are not vLLM's own."""
+        modules = self.model_runner.model.named_modules()
+        return [name for name, module in modules if METHOD in vars(module)]
+
+    def _steered_layers(self) -> SteeredLayers:
+        layers = steered_layers(self.model_runner.vllm_config)
+        if layers is None:
+            raise InterventionError("this engine steers nothing; start it with --additional-config")
+        return layers

@@ -1,0 +1,205 @@
+"""``steered-moe serve``: OpenAI clients ask base and steered model of one server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoTokenizer
+from typer.testing import CliRunner
+
+from steered_moe import RouterSteering, SteeredMoEForCausalLM
+from steered_moe.answering import answers
+from steered_moe.cli import app
+from steered_moe.embedded import embedded_model
+from steered_moe.intervention import attached
+from steered_moe.serving import by_name
+from steered_moe.tasks import task
+
+openai = pytest.importorskip("openai", reason="the server's packages are not installed")
+
+BASE = Path(embedded_model()).parent / "base"
+SWAHILI = [item.prompt for item in task("embedded").items("sw", limit=8)]
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half of the experts of four layers are forbidden, so that answers differ."""
+    experts = AutoConfig.from_pretrained(BASE).num_experts
+    force = torch.zeros(4, experts)
+    force[:, : experts // 2] = -1
+    steering = RouterSteering("bans", torch.arange(2, 6), torch.zeros(4, experts), force)
+    folder = tmp_path_factory.mktemp("served") / "bans"
+    SteeredMoEForCausalLM.from_base(BASE, steering).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(repo: Path) -> dict[str, list[str]]:
+    """Answers without a server."""
+    model = SteeredMoEForCausalLM.from_pretrained(repo, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    found = {"bans": answers(model, tokenizer, SWAHILI, max_new_tokens=24, chat=True)}
+    with model.unsteered():
+        found["base"] = answers(model, tokenizer, SWAHILI, max_new_tokens=24, chat=True)
+    assert sum(map(str.__ne__, *found.values())) >= 4
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="module", params=["one by one", "continuous batching"])
+def client(request: pytest.FixtureRequest, repo: Path) -> Iterator[Any]:
+    port = free_port()
+    batching = ["--continuous-batching", "--cache-memory", "0.05"]
+    more = batching if request.param == "continuous batching" else []
+    script = "from steered_moe.cli import app; app()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "serve", str(repo), "--port", str(port),
+         "--dtype", "float32", *more],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    made = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="-", max_retries=0)
+    try:
+        _wait(made, process)
+        yield made
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(timeout=30) in (0, 130)
+        finally:
+            process.kill()
+
+
+def _wait(client: Any, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(240):
+        assert process.poll() is None, "the server has ended"
+        try:
+            client.models.list()
+        except openai.APIConnectionError:
+            time.sleep(0.5)
+        else:
+            return
+    pytest.fail("the server does not answer")
+
+
+def ask(client: Any, model: str, question: str, **options: Any) -> Any:
+    turn = [{"role": "user", "content": question}]
+    given = {"max_tokens": 24, "temperature": 0, **options}
+    return client.chat.completions.create(model=model, messages=turn, **given)
+
+
+def test_both_names_are_listed(client: Any) -> None:
+    assert [model.id for model in client.models.list().data] == ["bans", "base"]
+
+
+@pytest.mark.parametrize("name", ["bans", "base"])
+def test_chat_and_its_stream_have_the_answers_of_the_library(
+    client: Any, expected: dict[str, list[str]], name: str
+) -> None:
+    for question, answer in zip(SWAHILI[:4], expected[name][:4], strict=True):
+        done = ask(client, name, question)
+        assert done.choices[0].message.content == answer
+        assert done.usage.completion_tokens > 0
+        stream = ask(client, name, question, stream=True)
+        parts = [part.choices[0].delta.content or "" for part in stream]
+        assert "".join(parts) == answer
+        assert len(parts) > 2
+
+
+def test_completions_differ_by_name(client: Any) -> None:
+    texts = {
+        name: client.completions.create(model=name, prompt="Tom has", max_tokens=12, temperature=0)
+        for name in ("bans", "base")
+    }
+    assert len({found.choices[0].text for found in texts.values()}) == 2
+
+
+def test_sixteen_clients_ask_both_at_once(client: Any, expected: dict[str, list[str]]) -> None:
+    asked = [(("bans", "base")[i % 2], i // 2) for i in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        said = list(pool.map(lambda one: ask(client, one[0], SWAHILI[one[1]]), asked))
+    found = [one.choices[0].message.content for one in said]
+    assert found == [expected[name][i] for name, i in asked]
+
+
+def test_unknown_models_and_long_prompts_are_refused(client: Any) -> None:
+    with pytest.raises(openai.NotFoundError) as error:
+        ask(client, "nobody", "Tom")
+    assert "there are bans, base" in str(error.value.response.text)
+    with pytest.raises(openai.BadRequestError) as error:
+        ask(client, "base", "Tom has 3 apples. " * 1000)
+    told = error.value.response.text
+    assert re.search(r"the prompt has \d{4,} tokens; the model's context is", told)
+    assert ask(client, "base", SWAHILI[0]).choices[0].message.content
+
+
+def test_a_client_that_leaves_frees_its_place(client: Any) -> None:
+    for _ in range(6):
+        stream = ask(client, "base", "Tom has", stream=True, max_tokens=400)
+        next(iter(stream))
+        stream.close()
+    begin = time.monotonic()
+    alone = ask(client, "base", SWAHILI[0])
+    assert alone.choices[0].message.content
+    assert time.monotonic() - begin < 20  # six answers of 400 tokens would take longer
+
+
+def test_stop_ends_an_answer(client: Any, request: pytest.FixtureRequest) -> None:
+    if "continuous" in request.node.name:
+        pytest.skip("transformers ignores stop in continuous batching")
+    whole = ask(client, "base", SWAHILI[0]).choices[0].message.content
+    cut = ask(client, "base", SWAHILI[0], stop=["="]).choices[0].message.content
+    assert cut == whole[: whole.index("=") + 1] != whole
+
+
+def test_base_and_steered_share_their_weights(repo: Path) -> None:
+    model = SteeredMoEForCausalLM.from_pretrained(repo, dtype=torch.float32)
+    steered, base = by_name(str(repo), model).values()
+    assert attached(steered)
+    assert not attached(base)
+    assert not isinstance(base, SteeredMoEForCausalLM)
+    places = [{p.data_ptr() for p in one.parameters()} for one in (steered, base)]
+    assert places[0] == places[1]
+    ids = torch.tensor([[5, 9, 31, 7]])
+    with steered.unsteered(), torch.no_grad():
+        assert torch.equal(base(ids).logits, steered(ids).logits)
+    with torch.no_grad():
+        assert not torch.equal(base(ids).logits, steered(ids).logits)
+
+
+def test_the_command_for_vllm_names_base_revision_and_steering(repo: Path) -> None:
+    asked = ["serve", str(repo), "--engine", "vllm", "--strength", "0.5", "--dry-run"]
+    done = CliRunner().invoke(app, [*asked, "--max-model-len", "512"])
+    assert done.exit_code == 0, done.output
+    words = shlex.split(done.output)
+    assert Path(words[words.index("--model") + 1]).resolve() == BASE.resolve()
+    config = json.loads(words[words.index("--additional-config") + 1])
+    assert config == {"steered_moe": {"repo_id": str(repo), "strength": 0.5}}
+    assert words[-2:] == ["--max-model-len", "512"]
+    for wrong, told in (
+        (["--engine", "other"], "there are transformers, vllm"),
+        (["--engine", "vllm", "--load-in-4bit"], "is for the transformers engine"),
+        (["--max-model-len", "5"], "no option --max-model-len"),
+    ):
+        refused = CliRunner().invoke(app, ["serve", str(repo), *wrong])
+        assert refused.exit_code == 1
+        assert told in refused.output
