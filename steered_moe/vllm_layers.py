@@ -18,7 +18,6 @@ from torch import Tensor
 from steered_moe.combining import combine
 from steered_moe.edit import Edit
 from steered_moe.errors import InterventionError, SteeringError
-from steered_moe.fit import check_force
 from steered_moe.vllm_settings import EngineSettings, by_name_checked
 
 METHOD = "_apply_quant_method"
@@ -93,16 +92,16 @@ class SteeredLayers:
         Raises:
             SteeringError: An unknown name, or no finite number.
         """
-        self.strengths = by_name_checked(strength, self.strengths)
-        self._write(0, self.strengths)
+        found = by_name_checked(strength, self.strengths)
+        self.settings.check(found)
+        self._write(0, found)
+        self.strengths = found
 
     def _write(self, slot: int, strengths: Mapping[str, float]) -> None:
         rows = {name: torch.tensor([value]) for name, value in strengths.items()}
         tables = combine(self.settings.steerings, rows)
         for layer, runner in self.layers.items():
             found = tables.get(layer, {})
-            if "force" in found:
-                check_force(found["force"], layer, int(runner.moe_config.experts_per_token))
             for part in self._parts[layer]:
                 buffer = getattr(runner, _BUFFER + part)
                 row = found.get(part)

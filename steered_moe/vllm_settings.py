@@ -9,7 +9,9 @@ from functools import lru_cache
 from typing import Any
 
 from steered_moe import hub
+from steered_moe.combining import combine
 from steered_moe.errors import SteeringError
+from steered_moe.fit import check_force
 from steered_moe.steering import RouterSteering
 from steered_moe.storage import SteeringRepo, read_repo
 from steered_moe.strength import as_rows, by_name
@@ -60,11 +62,17 @@ class EngineSettings:
                 with ``strength``, ``name`` or both, which over HTTP may be a JSON string.
 
         Raises:
-            SteeringError: An unknown field or name, or a strength that is not a finite number.
+            SteeringError: An unknown field or name, a strength that is not a finite number, or
+                steerings that contradict each other at these strengths.
+            BaseModelError: More forced experts in a layer than a token gets, or too few left.
         """
         if asked is None:
             return None
-        fields = _request_fields(asked)
+        found = self._named(_request_fields(asked))
+        self.check(found)
+        return found
+
+    def _named(self, fields: Mapping[str, Any]) -> dict[str, float]:
         known = self.strengths
         name, strength = fields.get("name"), fields.get("strength")
         if name is None:
@@ -73,6 +81,14 @@ class EngineSettings:
             raise SteeringError(f"no steering named {name!r}; there is {', '.join(known)}")
         own = known[name] if strength is None else strength
         return by_name_checked({**dict.fromkeys(known, 0.0), name: own}, known)
+
+    def check(self, strengths: Mapping[str, float]) -> None:
+        """Refuse strengths under which steerings contradict each other."""
+        top_k = self.repo.base.get("num_experts_per_tok")
+        rows = {name: as_rows(value) for name, value in strengths.items()}
+        for layer, parts in combine(self.steerings, rows).items():
+            if top_k is not None:
+                check_force(parts.get("force"), layer, top_k)
 
 
 def by_name_checked(strength: Any, known: Mapping[str, float]) -> dict[str, float]:
