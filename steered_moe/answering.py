@@ -6,6 +6,7 @@ Both follow the Hugging Face backend of lm-eval 0.4.13, so that scores can be co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ def answers(
         **{name: tensor.to(device) for name, tensor in inputs.items()},
         max_new_tokens=max_new_tokens,
         do_sample=False,
+        num_beams=1,
         temperature=None,
         top_p=None,
         top_k=None,
@@ -110,8 +112,9 @@ def log_likelihoods(
     for ids, _ in encoded:
         rows.setdefault(tuple(ids[:-1]), len(rows))
     _check_room(model, max(map(len, rows)), 0)
-    logits = _forward(model, tokenizer, list(rows))
-    return [_score(logits[rows[tuple(ids[:-1])]], ids, start) for ids, start in encoded]
+    first = min(start for _, start in encoded) - 1
+    logits, left = _forward(model, tokenizer, list(rows), first)
+    return [_score(logits[rows[tuple(ids[:-1])]], ids, start - left) for ids, start in encoded]
 
 
 def _pair(
@@ -149,8 +152,11 @@ def _prefix(tokenizer: Any) -> int:
     return int(found)
 
 
-def _forward(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Logits of each row, ``(positions, tokens)``."""
+def _forward(
+    model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], first: int
+) -> tuple[list[Tensor], int]:
+    """Logits of each row from a position on, ``(positions, tokens)``, and that position: ``first``
+    where the model can leave the others out, 0 where it cannot."""
     width = max(map(len, rows))
     blank = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     ids = torch.full((len(rows), width), blank)
@@ -159,12 +165,15 @@ def _forward(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[
         ids[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = 1
     device = input_device(model)
-    logits = model(ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-    return [logits[i, : len(row)] for i, row in enumerate(rows)]
+    less = {"logits_to_keep": width - first}
+    if "logits_to_keep" not in signature(model.forward).parameters:
+        less, first = {}, 0
+    logits = model(ids.to(device), attention_mask=mask.to(device), use_cache=False, **less).logits
+    return [logits[i, : len(row) - first] for i, row in enumerate(rows)], first
 
 
 def _score(logits: Tensor, ids: Sequence[int], start: int) -> float:
     """In float32, and of the continuation's positions alone: vocabularies are large."""
     wanted = logits[start - 1 :].float()
-    targets = torch.tensor(ids[start:], device=wanted.device).unsqueeze(-1)
+    targets = torch.tensor(ids[-len(wanted) :], device=wanted.device).unsqueeze(-1)
     return float((wanted.gather(-1, targets).squeeze(-1) - wanted.logsumexp(dim=-1)).sum())

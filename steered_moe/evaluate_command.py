@@ -104,6 +104,13 @@ def evaluate(
         if plot is not None:
             check_matplotlib()
         asked = [task(name.strip()) for name in tasks.split(",")]
+        if top_p != 1 and not temperature:
+            raise SteeredMoEError(f"--top-p {top_p} needs a --temperature above 0")
+        if record and (part != "test" or base_model is not None or load_in_4bit):
+            raise SteeredMoEError(
+                "--record is for the test part and the recorded base model as it is; leave out "
+                "--part, --base-model and --load-in-4bit, or --record"
+            )
         sampling = Sampling(temperature, top_p) if temperature else None
         settings = Settings(part, limit, batch_size, chat, thinking, sampling, seeds)
         folder = _own_folder(repo) if record else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from steered_moe.answering import answers, log_likelihoods
 from steered_moe.controls import System
 from steered_moe.errors import SteeredMoEError
+from steered_moe.identity import model_sha256, tokenizer_sha256
 from steered_moe.intervention import attached
 from steered_moe.records import Record, Records
 from steered_moe.sampling import Sampling
@@ -53,7 +55,8 @@ class Settings:
             raise SteeredMoEError("batch_size and seeds must be 1 or more")
         if self.limit is not None and self.limit < 1:
             raise SteeredMoEError(f"limit is {self.limit}; give 1 or more, or none")
-        if self.sampling is None and self.seeds > 1:
+        greedy = self.sampling is None or self.sampling.temperature == 0
+        if greedy and self.seeds > 1:
             raise SteeredMoEError(
                 f"{self.seeds} seeds without sampling would be the same run {self.seeds} times; "
                 "give a temperature"
@@ -122,10 +125,14 @@ class Evaluation:
         return {
             **(self.about or {}),
             "tasks": [task.name for task in self.tasks],
+            "rules": {one.name: [one.rule, one.max_new_tokens] for one in self.tasks},
             "languages": list(self.languages),
             "systems": [system.about for system in self.systems],
             "settings": asdict(self.settings),
             "items_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "model_sha256": model_sha256(self.model),
+            "tokenizer_sha256": tokenizer_sha256(self.tokenizer),
+            "generation_config": self.model.generation_config.to_diff_dict(),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
             "versions": {
@@ -152,8 +159,8 @@ class Evaluation:
         """Each task with its languages; one that no task has is refused."""
         found = [
             (task, code)
-            for task in self.tasks
-            for code in map(task.code, self.languages)
+            for task in dict.fromkeys(self.tasks)
+            for code in dict.fromkeys(map(task.code, self.languages))
             if code is not None
         ]
         for name in self.languages:
@@ -168,7 +175,11 @@ class Evaluation:
     def _items(self, task: Task, code: str) -> list[Item]:
         """The items of a language, those of like length together."""
         found = task.items(code, self.data, self.settings.limit, self.settings.part)
-        return sorted(found, key=lambda item: -len(item.prompt.encode()))
+        return sorted(found, key=lambda item: -len((item.prompt or item.target).encode()))
+
+    @property
+    def _first_seed(self) -> int:
+        return 0 if self.settings.sampling is None else self.settings.sampling.seed
 
     def _rows(self, batch: _Batch) -> list[Record]:
         ask = {"generate": self._generated, "choose": self._chosen, "text": self._read}
@@ -184,7 +195,7 @@ class Evaluation:
             self.model, self.tokenizer, [item.prompt for item in batch.items],
             stops=task.stops(batch.language), max_new_tokens=task.max_new_tokens,
             chat=self._chat(task), sampling=settings.sampling, template_kwargs=self._template,
-            seeds=[_seed(batch.seed, item.id) for item in batch.items],
+            seeds=[_seed(batch.seed + self._first_seed, item.id) for item in batch.items],
         )  # fmt: skip
         return [
             {"answer": text, "score": task.score(item, text)}
@@ -207,6 +218,7 @@ class Evaluation:
         rows = []
         for item in batch.items:
             mine = [next(values) for _ in item.choices]
+            _check_numbers(batch, item, mine)
             right = mine.index(max(mine)) == int(item.target)
             rows.append({"log_likelihoods": mine, "score": float(right)})
         return rows
@@ -214,6 +226,8 @@ class Evaluation:
     def _read(self, batch: _Batch) -> list[Record]:
         pairs = [(item.prompt, item.target) for item in batch.items]
         values = log_likelihoods(self.model, self.tokenizer, pairs)
+        for item, value in zip(batch.items, values, strict=True):
+            _check_numbers(batch, item, [value])
         return [
             {"log_likelihood": value, "bytes": len(item.target.encode())}
             for item, value in zip(batch.items, values, strict=True)
@@ -251,6 +265,14 @@ class _Batch:
     @property
     def key(self) -> tuple[Any, ...]:
         return tuple(self.label.values())
+
+
+def _check_numbers(batch: _Batch, item: Item, values: Sequence[float]) -> None:
+    if any(math.isnan(value) for value in values):
+        raise SteeredMoEError(
+            f"{batch.task.name} in {batch.language}, {item.id}: {batch.system.name} has a "
+            "log-likelihood of nan; load it in bfloat16 or float32, or lower the strength"
+        )
 
 
 def _seed(run: int, item: str) -> int:

@@ -41,6 +41,7 @@ class Records:
         rows, end = _whole_batches(self._path)
         with self._path.open("r+b") as file:
             file.truncate(end)
+        self._end = end
         self.done = {(*(row[key] for key in KEYS[:-1]), row["batch"]) for row in rows}
 
     def _claim(self, settings: Record) -> None:
@@ -53,7 +54,10 @@ class Records:
             half.write_text(text, encoding="utf-8")
             half.replace(path)
             return
-        found = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise FormatError(f"{path} is damaged: {error}; use another folder") from error
         if other := [key for key in {*found, *settings} if found.get(key) != settings.get(key)]:
             name = sorted(other)[0]
             raise FormatError(
@@ -69,9 +73,12 @@ class Records:
         """Add one batch; it is on the disk when this returns."""
         lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows]
         with self._path.open("ab") as file:
+            if file.tell() != self._end:
+                raise FormatError(f"another process writes into {self.folder}; use another folder")
             file.write("".join(lines).encode())
             file.flush()
             os.fsync(file.fileno())
+            self._end = file.tell()
         self.done.add((*(rows[0][key] for key in KEYS[:-1]), rows[0]["batch"]))
 
     def read(self) -> list[Record]:

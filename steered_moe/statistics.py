@@ -29,7 +29,13 @@ class Gain:
 
 
 def paired_gain(
-    old: Tensor, new: Tensor, *, resamples: int = 10_000, level: float = 0.95, seed: int = 0
+    old: Tensor,
+    new: Tensor,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    resamples: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Gain:
     """How much better ``new`` is than ``old``, with a percentile bootstrap interval over problems.
 
@@ -44,6 +50,8 @@ def paired_gain(
     Args:
         old: Scores ``(problems,)`` or ``(languages, problems)``; bool counts as 0 and 1.
         new: Same shape, same problems in the same order.
+        groups: Of each problem, such as the text that it is about: problems of one group are not
+            independent, so whole groups are drawn.
         resamples: Number of bootstrap resamples.
         level: Of the interval, in (0, 1).
         seed: Of the resampling.
@@ -56,7 +64,8 @@ def paired_gain(
         raise SteeredMoEError(f"level is {level}; it must lie in (0, 1), such as 0.95")
     difference = new.double() - old.double()
     per_problem = difference.reshape(-1, difference.shape[-1]).mean(dim=0)
-    means = _resampled_means(per_problem, resamples, torch.Generator().manual_seed(seed))
+    sums, counts = _by_group(per_problem, groups)
+    means = _resampled_means(sums, counts, resamples, torch.Generator().manual_seed(seed))
     tail = (1 - level) / 2
     low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return Gain(float(per_problem.mean()), low, high)
@@ -86,6 +95,44 @@ def mcnemar(old: Tensor, new: Tensor) -> float:
         term = term * (discordant - k) // (k + 1)
         tail += term
     return min(1.0, float(2 * tail / 2**discordant))
+
+
+def sign_flips(
+    old: Tensor,
+    new: Tensor,
+    groups: Sequence[Hashable],
+    *,
+    flips: int = 10_000,
+    seed: int = 0,
+) -> float:
+    """Two-sided p of a randomisation test for problems in groups (Winkler et al., NeuroImage 123,
+    2015: whole blocks are flipped).
+
+    Under the null old and new could be exchanged in each group, which turns the sign of the sum of
+    its differences. p is the share of random flips whose total is at least as far from 0 as the
+    observed one, which counts as one of them. McNemar's test is for problems that are independent.
+
+    Args:
+        old: Scores ``(problems,)``.
+        new: Same shape, same problems in the same order.
+        groups: Of each problem, such as the text that it is about.
+        flips: How many random ones.
+        seed: Of the flips.
+
+    Raises:
+        SteeredMoEError: Shapes that differ or are not ``(problems,)``, or another number of groups.
+    """
+    _check_paired(old, new)
+    if old.ndim != 1:
+        raise SteeredMoEError("the test by groups needs one language")
+    sums, _ = _by_group(new.double() - old.double(), groups)
+    generator = torch.Generator().manual_seed(seed)
+    rows, far = max(1, _DRAWN_AT_ONCE // len(sums)), 1
+    for done in range(0, flips, rows):
+        shape = min(rows, flips - done), len(sums)
+        signs = 2.0 * torch.randint(2, shape, generator=generator).double() - 1
+        far += int(((signs @ sums).abs() >= sums.sum().abs() - 1e-9).sum())
+    return far / (flips + 1)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -152,14 +199,25 @@ def _check_paired(old: Tensor, new: Tensor) -> None:
         )
 
 
-def _resampled_means(values: Tensor, resamples: int, generator: torch.Generator) -> Tensor:
-    size = len(values)
+def _by_group(values: Tensor, groups: Sequence[Hashable] | None) -> tuple[Tensor, Tensor]:
+    """Sum of each group and how many it has; without groups each value is one."""
+    if groups is None:
+        return values, torch.ones_like(values)
+    if len(groups) != len(values):
+        raise SteeredMoEError(f"{len(groups)} groups for {len(values)} problems")
+    places = {name: place for place, name in enumerate(dict.fromkeys(groups))}
+    where = torch.tensor([places[name] for name in groups])
+    sums = torch.zeros(len(places), dtype=values.dtype).index_add_(0, where, values)
+    return sums, torch.bincount(where).to(values.dtype)
+
+
+def _resampled_means(
+    sums: Tensor, counts: Tensor, resamples: int, generator: torch.Generator
+) -> Tensor:
+    size = len(sums)
     rows = max(1, _DRAWN_AT_ONCE // size)
-    return torch.cat(
-        [
-            values[
-                torch.randint(size, (min(rows, resamples - done), size), generator=generator)
-            ].mean(dim=1)
-            for done in range(0, resamples, rows)
-        ]
-    )
+    parts = []
+    for done in range(0, resamples, rows):
+        drawn = torch.randint(size, (min(rows, resamples - done), size), generator=generator)
+        parts.append(sums[drawn].sum(dim=1) / counts[drawn].sum(dim=1))
+    return torch.cat(parts)

@@ -14,7 +14,7 @@ from steered_moe.controls import BASE, OF, System
 from steered_moe.errors import SteeredMoEError
 from steered_moe.records import Record
 from steered_moe.results import MEAN, Interval, Result
-from steered_moe.statistics import holm, mcnemar, paired_gain
+from steered_moe.statistics import holm, mcnemar, paired_gain, sign_flips
 from steered_moe.tasks import TASKS
 
 ENGLISH = "en"
@@ -33,7 +33,8 @@ class Line:
         score: Mean score of the system.
         gain: Score minus base in points (of bits per byte: in thousandths of a bit), with its 95 %
             interval, from a bootstrap over items.
-        p: Of McNemar's test; None where a score is not right or wrong, or is a mean.
+        p: Of McNemar's test, or where items share texts of the test by groups; None where a score
+            is not right or wrong, or is a mean.
         p_adjusted: The same after Holm's correction over the languages of the task.
     """
 
@@ -124,12 +125,28 @@ def _table(records: Iterable[Record]) -> dict[str, dict[str, dict[str, Scores]]]
         sums.setdefault(key, {}).setdefault(row["id"], []).append(_score(row))
     table: dict[str, dict[str, dict[str, Scores]]] = {}
     for (task, language, system), items in sums.items():
+        _check_seeds(task, language, system, items, sums.get((task, language, BASE), items))
         means = {name: sum(values) / len(values) for name, values in items.items()}
         table.setdefault(task, {}).setdefault(language, {})[system] = means
     for task, by_language in table.items():
         for language, systems in by_language.items():
             _check(task, language, systems)
     return table
+
+
+def _check_seeds(
+    task: str,
+    language: str,
+    system: str,
+    mine: Mapping[str, Sequence[float]],
+    base: Mapping[str, Sequence[float]],
+) -> None:
+    seeds = {len(values) for values in (*mine.values(), *base.values())}
+    if len(seeds) > 1:
+        raise SteeredMoEError(
+            f"{task} in {language}: {system} and base have answered with different numbers of "
+            f"seeds ({sorted(seeds)}); finish the run in the same folder"
+        )
 
 
 def _score(row: Record) -> float:
@@ -169,15 +186,28 @@ def _weights(names: Sequence[str]) -> Tensor:
 def _line(task: str, language: str, system: str, base: Scores, scores: Scores) -> Line:
     old, new = _tensors(task, base, scores)
     binary = {*base.values(), *scores.values()} <= {0.0, 1.0}
-    p = mcnemar(old.bool(), new.bool()) if binary else None
+    groups = _groups(base)
+    p = _p(old, new, groups) if binary else None
     return Line(
         task, language, system, len(old), float(old.mean()), float(new.mean()),
-        _interval(old, new), p,
+        _interval(old, new, groups), p,
     )  # fmt: skip
 
 
-def _interval(old: Tensor, new: Tensor) -> Interval:
-    gain = paired_gain(old, new)
+def _groups(scores: Scores) -> list[str]:
+    """What each item is about: items about one text, "TEXT#NUMBER", are not independent."""
+    return [name.rpartition("#")[0] or name for name in sorted(scores)]
+
+
+def _p(old: Tensor, new: Tensor, groups: Sequence[str]) -> float:
+    """Of McNemar's test; of the test by groups where items share texts."""
+    if len(set(groups)) == len(groups):
+        return mcnemar(old.bool(), new.bool())
+    return sign_flips(old, new, groups)
+
+
+def _interval(old: Tensor, new: Tensor, groups: Sequence[str]) -> Interval:
+    gain = paired_gain(old, new, groups=groups)
     scale = 100 if float(old.min()) >= 0 else 1000  # bits per byte are negated, so below 0
     return Interval(*(scale * value for value in (gain.mean, gain.low, gain.high)))
 
@@ -200,5 +230,5 @@ def _mean(task: str, system: str, by_language: Mapping[str, Mapping[str, Scores]
     title = f"{MEAN} {len(others)} languages"
     return [
         Line(task, title, system, old.shape[1], float(old.mean()), float(new.mean()),
-             _interval(old, new))
+             _interval(old, new, _groups(next(iter(others.values()))[BASE])))
     ]  # fmt: skip

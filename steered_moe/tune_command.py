@@ -99,6 +99,7 @@ def tune(
                 tick=lambda number, done, total: tick(done, total),
             )  # fmt: skip
         _report_search(table, out)
+        _warn(table[-1][0], most_harm)
         best = table[-1][0].candidate
         made = systems([(best.steering, best.strength)], _layers(loaded), draws)
         final = replace(run, systems=made, settings=Settings("test", test_items, batch_size, chat))
@@ -140,6 +141,17 @@ def _report_search(table: Sequence[Sequence[Trial]], out: Path) -> None:
         english = "" if trial.english is None else f"{trial.english:+.2f}"
         shown.add_row(escape(trial.candidate.label), f"{trial.gain:+.2f}", english)
     console.print(shown)
+
+
+def _warn(best: Trial, most_harm: float) -> None:
+    """Say it where harm to English was not looked at, or none keeps within what is allowed."""
+    if best.english is None:
+        console.print("English is not among the languages, so harm to it was not looked at")
+    elif best.english < -most_harm:
+        console.print(
+            f"no setting keeps within --most-harm {most_harm:g}; the best one harms English by "
+            f"{-best.english:.2f} points"
+        )
 
 
 def _as_json(trial: Trial) -> dict[str, Any]:

@@ -86,8 +86,10 @@ def candidates(
         pivot: Language to steer towards.
 
     Raises:
-        SteeredMoEError: An unknown method, or no candidate at all.
+        SteeredMoEError: An unknown method, a strength of 0, or no candidate at all.
     """
+    if 0 in strengths:
+        raise SteeredMoEError("a strength of 0 steers nothing; leave it out")
     if unknown := sorted(set(methods) - set(_METHODS)):
         raise SteeredMoEError(f"no method {unknown[0]!r}; there are {', '.join(_METHODS)}")
     found: dict[str, Candidate] = {}
@@ -172,6 +174,8 @@ def halve(
     Returns:
         The trials of each round, best first.
     """
+    if len({one.metric == "bits_per_byte" for one in run.tasks}) > 1:
+        raise SteeredMoEError("bits per byte and scores have no common mean; tune them apart")
     table: list[list[Trial]] = []
     for number in range(rounds):
         count = max(1, math.ceil(items / 2 ** (rounds - 1 - number)))
@@ -181,14 +185,14 @@ def halve(
             settings=replace(run.settings, part="dev", limit=count),
         )  # fmt: skip
         records = part.run(folder / f"round-{number}", partial(tick, number))
-        trials = _trials(summarise(records.read()), tried, count)
+        trials = _trials(summarise(records.read()), tried)
         table.append(sorted(trials, key=lambda one: _rank(one, most_harm)))
         keep = max(1, math.ceil(len(tried) / 2))
         tried = [trial.candidate for trial in table[-1][:keep]]
     return table
 
 
-def _trials(lines: Iterable[Line], tried: Sequence[Candidate], items: int) -> list[Trial]:
+def _trials(lines: Iterable[Line], tried: Sequence[Candidate]) -> list[Trial]:
     by_name: dict[str, list[Line]] = {}
     for line in lines:
         if not line.language.startswith(MEAN):
@@ -201,13 +205,16 @@ def _trials(lines: Iterable[Line], tried: Sequence[Candidate], items: int) -> li
         if not others:
             raise SteeredMoEError("tuning needs a language besides English")
         harm = sum(english) / len(english) if english else None
+        items = min(line.items for line in mine)
         trials.append(Trial(candidate, items, sum(others) / len(others), harm))
     return trials
 
 
 def _rank(trial: Trial, most_harm: float) -> tuple[bool, float]:
-    harmful = trial.english is not None and trial.english < -most_harm
-    return harmful, -trial.gain
+    """Those within the harm allowed by their gain, before the others by how little they harm."""
+    if trial.english is not None and trial.english < -most_harm:
+        return True, -trial.english
+    return False, -trial.gain
 
 
 def pareto(trials: Sequence[Trial]) -> list[Trial]:

@@ -97,3 +97,13 @@ def test_one_of_them_can_be_chosen(repo: Path, tmp_path: Path):
     wrong = evaluate(repo, tmp_path / "other", "--steering", "nothing")
     assert wrong.exit_code == 1
     assert "task-soft" in wrong.output
+
+
+def test_what_is_no_test_result_of_the_recorded_base_is_not_recorded(repo: Path, tmp_path: Path):
+    for more in (["--part", "dev"], ["--base-model", str(repo)], ["--load-in-4bit"]):
+        done = evaluate(repo, tmp_path / "run", "--record", *more)
+        assert done.exit_code == 1
+        assert "--record is for the test part" in done.output
+    assert not read_results(repo)
+    done = evaluate(repo, tmp_path / "run", "--top-p", "0.3")
+    assert "--top-p 0.3 needs a --temperature above 0" in done.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from dataclasses import replace
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_corpora import jsonl, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from steered_moe import RouterSteering, attach
+from steered_moe import RouterSteering, attach, find_routers
 from steered_moe.answering import answers
 from steered_moe.controls import (
     BASE,
@@ -32,6 +34,13 @@ from steered_moe.summary import results, summarise
 from steered_moe.tasks import task
 
 EMBEDDED = Path(embedded_model())
+ROWS = [
+    {"link": f"https://b.org/{i // 2}", "question_number": 1 + i % 2, "question": f"Which, {i}?",
+     "passage": f"Passage {i // 2}", "choices": [f"{i + j}" for j in range(4)], "answer": 1 + i % 4}
+    for i in range(12)
+]  # fmt: skip
+"""Of Belebele: two questions on each passage."""
+
 OWN = RouterSteering.load(EMBEDDED)
 
 
@@ -179,10 +188,71 @@ def test_results_of_a_run_fit_a_steering_repo(loaded, tmp_path):
         systems([(replace(OWN, name=BASE), 1.0)], 8)
 
 
+def test_a_folder_of_another_model_is_refused(loaded, tmp_path):
+    """The name of a model does not tell its weights, its template, nor how a task is scored."""
+    model, tokenizer = loaded
+    run = evaluation(loaded, limit=2)
+    run.run(tmp_path)
+    run.run(tmp_path)  # the same goes on
+    router = find_routers(model)[0].module.weight
+    other_template = copy.deepcopy(tokenizer)
+    other_template.chat_template = "{{ messages[0]['content'] }}"
+    with torch.no_grad():
+        router.mul_(0.5)
+        with pytest.raises(FormatError, match="model_sha256"):
+            run.run(tmp_path)
+        router.mul_(2)
+    with pytest.raises(FormatError, match="tokenizer_sha256"):
+        replace(run, tokenizer=other_template).run(tmp_path)
+    rule = replace(task("embedded"), max_new_tokens=7)
+    with pytest.raises(FormatError, match="rules"):
+        replace(run, tasks=[rule]).run(tmp_path)
+    model.generation_config.repetition_penalty = 1.5
+    try:
+        with pytest.raises(FormatError, match="generation_config"):
+            run.run(tmp_path)
+    finally:
+        model.generation_config.repetition_penalty = None
+    run.run(tmp_path)
+
+
+def test_numbers_that_are_none_are_no_right_answers(loaded, tmp_path):
+    """All four of nan: the first would be the largest."""
+    data = write(tmp_path / "data", {"belebele/eng_Latn.jsonl": jsonl(ROWS)})
+    asks = [task("belebele")]
+    good = Evaluation(*loaded, asks, ["en"], [System(BASE)], Settings("all"), data)
+    assert len(good.run(tmp_path / "good").read()) == len(ROWS)
+    weight = loaded[0].lm_head.weight
+    before = weight[0].clone()
+    with torch.no_grad():
+        weight[0] = torch.nan
+        with pytest.raises(SteeredMoEError, match="base has a log-likelihood of nan"):
+            good.run(tmp_path / "bad")
+        weight[0] = before
+
+
+def test_languages_that_are_named_twice_run_once(loaded, tmp_path):
+    run = replace(evaluation(loaded, limit=2), languages=["es", "es"])
+    assert len(run.run(tmp_path).read()) == 2
+
+
+def test_seeds_of_sampling_begin_with_its_own(loaded, tmp_path):
+    def said(seed: int, seeds: int = 1, which: int = 0) -> list[str]:
+        sampling = Sampling(1.5, seed=seed)
+        run = evaluation(loaded, limit=4, sampling=sampling, seeds=seeds)
+        rows = run.run(tmp_path / f"{seed}-{seeds}").read()
+        return [row["answer"] for row in rows if row["seed"] == which]
+
+    assert said(1) != said(2)
+    assert said(1, 2, which=1) == said(2)
+
+
 def test_missing_answers_are_refused(loaded, tmp_path):
     rows = evaluation(loaded, System("steered", OWN), limit=2).run(tmp_path).read()
     with pytest.raises(SteeredMoEError, match="base has answered 2 items and steered 1"):
         summarise(rows[:-1])
+    with pytest.raises(SteeredMoEError, match="different numbers of seeds"):
+        summarise([*rows, {**rows[-1], "seed": 1}])
     with pytest.raises(SteeredMoEError, match="no answers of the base"):
         summarise([row for row in rows if row["system"] != BASE])
 
@@ -202,6 +272,7 @@ def test_a_steered_model_and_unknown_languages_are_refused(loaded, tmp_path):
         ({"batch_size": 0}, "batch_size"),
         ({"limit": 0}, "limit is 0"),
         ({"seeds": 3}, "give a temperature"),
+        ({"seeds": 3, "sampling": Sampling(0.0)}, "give a temperature"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, told):
@@ -234,3 +305,17 @@ def test_random_controls_differ_from_one_another_and_from_the_steering():
     assert again.fingerprint == drawn[-1].fingerprint
     with pytest.raises(SteeredMoEError, match="23 different random controls; give --controls 23"):
         random_draws(OWN, 24)
+
+
+def test_items_that_share_texts_are_not_taken_as_independent(loaded, tmp_path):
+    data = write(tmp_path / "data", {"belebele/eng_Latn.jsonl": jsonl(ROWS)})
+    made = [System(BASE), System("bans", bans())]
+    run = Evaluation(*loaded, [task("belebele")], ["en"], made, Settings("all"), data)
+    rows = run.run(tmp_path / "run").read()
+    [line] = summarise(rows)
+    alone = [{**row, "id": row["id"].replace("#", "/")} for row in rows]
+    [independent] = summarise(alone)
+    assert (line.base, line.score, line.gain.mean) == pytest.approx(
+        (independent.base, independent.score, independent.gain.mean)
+    )
+    assert line.gain != independent.gain or line.base == line.score

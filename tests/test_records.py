@@ -81,3 +81,19 @@ def test_settings_are_kept_as_they_are_given(tmp_path: Path):
     Records(tmp_path, {"a": ("x", 1.5)})
     assert json.loads((tmp_path / RUN_FILE).read_text()) == {"a": ["x", 1.5]}
     Records(tmp_path, {"a": ["x", 1.5]})
+
+
+def test_two_writers_of_one_folder_are_refused(tmp_path: Path):
+    first, second = Records(tmp_path, SETTINGS), Records(tmp_path, SETTINGS)
+    first.append(batch(0))
+    with pytest.raises(FormatError, match="another process writes into"):
+        second.append(batch(0))
+    first.append(batch(1))
+    assert len(first.read()) == 6
+
+
+def test_a_damaged_description_is_refused(tmp_path: Path):
+    written(tmp_path)
+    (tmp_path / RUN_FILE).write_text("")
+    with pytest.raises(FormatError, match="is damaged"):
+        Records(tmp_path, SETTINGS)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steered_moe import statistics
 from steered_moe.errors import SteeredMoEError
-from steered_moe.statistics import aligned_items, holm, mcnemar, paired_gain
+from steered_moe.statistics import aligned_items, holm, mcnemar, paired_gain, sign_flips
 
 NORMAL = torch.distributions.Normal(0, 1)
 LANGUAGES, PROBLEMS = 5, 250
@@ -188,3 +188,47 @@ def test_items_are_aligned_whatever_their_order():
             aligned_items(languages, wrong)
     with pytest.raises(SteeredMoEError, match="4 languages and 1 problems"):
         aligned_items(languages, ["a"])
+
+
+def of_texts(
+    number: int, texts: int = 120, each: int = 4
+) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
+    """Right or wrong by two equally good systems; what they find hard goes by the text."""
+    generator = torch.Generator().manual_seed(0)
+    groups = [text for text in range(texts) for _ in range(each)]
+    for _ in range(number):
+        by_text = torch.randn(2, texts, 1, generator=generator)
+        luck = torch.randn(2, texts, each, generator=generator)
+        old, new = (0.75 * by_text + 0.66 * luck).flatten(1) < 0
+        yield old, new, groups
+
+
+def test_questions_on_one_text_are_drawn_together():
+    """Belebele and XQuAD ask several questions on a text; without its groups intervals are too
+    narrow and McNemar's test finds too much."""
+    hits = {"groups": 0, "alone": 0}
+    false = {"groups": 0, "alone": 0}
+    number = 400
+    for seed, (old, new, groups) in enumerate(of_texts(number)):
+        for how, given in (("groups", groups), ("alone", None)):
+            found = paired_gain(old, new, groups=given, resamples=800, seed=seed)
+            hits[how] += found.low <= 0 <= found.high
+        false["groups"] += sign_flips(old, new, groups, flips=800, seed=seed) < 0.05
+        false["alone"] += mcnemar(old, new) < 0.05
+    assert 92 <= 100 * hits["groups"] / number <= 98
+    assert 100 * hits["alone"] / number < 90
+    assert 100 * false["groups"] / number <= 8
+    assert 100 * false["alone"] / number > 10
+
+
+def test_groups_of_one_change_nothing_and_flips_are_exact_in_the_limit():
+    old, new, groups = next(of_texts(1))
+    alone = list(range(len(old)))
+    assert paired_gain(old, new, groups=alone) == paired_gain(old, new)
+    assert paired_gain(old, new, groups=groups) != paired_gain(old, new)
+    few_old, few_new = torch.tensor([0, 0, 0, 1, 1, 0, 0]), torch.tensor([1, 1, 1, 1, 0, 1, 1])
+    flips = sign_flips(few_old, few_new, range(7), flips=40_000)
+    assert flips == pytest.approx(mcnemar(few_old, few_new), abs=0.02)
+    assert sign_flips(few_old, few_old, range(7)) == 1
+    with pytest.raises(SteeredMoEError, match="3 groups for 7 problems"):
+        sign_flips(few_old, few_new, range(3))

@@ -21,7 +21,15 @@ from steered_moe.errors import SteeredMoEError
 from steered_moe.evaluation import Evaluation, Settings
 from steered_moe.results import read_results
 from steered_moe.tasks import part_of, task
-from steered_moe.tuning import Candidate, Trial, candidates, halve, layer_ranges, pareto
+from steered_moe.tuning import (
+    Candidate,
+    Trial,
+    _rank,
+    candidates,
+    halve,
+    layer_ranges,
+    pareto,
+)
 
 BASE = Path(embedded_model()).parent / "base"
 
@@ -94,7 +102,33 @@ def test_harm_to_english_comes_behind_and_the_front_is_pareto():
     gains = [(3.0, -5.0), (2.0, 0.0), (1.0, 0.5), (0.5, 0.2)]
     trials = [Trial(candidate(i), 8, gain, english) for i, (gain, english) in enumerate(gains)]
     assert pareto(trials) == trials[:3]
+    ranked = sorted(trials, key=lambda one: _rank(one, 1.0))
+    assert ranked == [trials[1], trials[2], trials[3], trials[0]]
+    harmful = [
+        Trial(candidate(i), 8, gain, harm) for i, (gain, harm) in enumerate([(9, -20), (1, -5)])
+    ]
+    assert sorted(harmful, key=lambda one: _rank(one, 1.0)) == harmful[::-1]
     assert pareto([]) == []
+
+
+def test_what_has_no_common_mean_and_what_steers_nothing_is_refused(loaded, profiles, tmp_path):
+    asks = [task("embedded"), task("perplexity")]
+    run = Evaluation(*loaded, asks, ["en", "es"], [], Settings(batch_size=8))
+    with pytest.raises(SteeredMoEError, match="no common mean"):
+        halve(run, [candidate(0)], tmp_path, items=8, rounds=1)
+    with pytest.raises(SteeredMoEError, match="0 steers nothing"):
+        candidates(*profiles, strengths=(0.5, 0))
+
+
+def test_a_round_says_how_many_items_there_were(loaded, tmp_path):
+    class Few(type(task("embedded"))):
+        def items(self, *args, **kwargs):
+            return super().items(*args, **kwargs)[:3]
+
+    few = Few(**vars(task("embedded")))
+    run = Evaluation(*loaded, [few], ["en", "es"], [], Settings(batch_size=8))
+    [[trial]] = halve(run, [candidate(0, 6.0)], tmp_path, items=8, rounds=1)
+    assert trial.items == 3
 
 
 def test_parts_are_the_same_in_every_language():
