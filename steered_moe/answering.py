@@ -13,10 +13,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from steered_moe.chat import Form
 from steered_moe.encoding import encode, input_device
 from steered_moe.errors import FormatError
 from steered_moe.sampling import Sampling
 from steered_moe.stopping import StopTexts
+
+_CHANGE_GREEDY = (
+    "repetition_penalty", "no_repeat_ngram_size", "encoder_repetition_penalty", "bad_words_ids",
+    "min_length", "min_new_tokens", "suppress_tokens", "begin_suppress_tokens", "sequence_bias",
+    "forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty",
+    "guidance_scale",
+)  # fmt: skip
+
+
+def changes_of_greedy(model: PreTrainedModel) -> list[str]:
+    """What a model's generation config holds that changes greedy answers, with its values."""
+    found = model.generation_config.to_diff_dict()
+    return [f"{name} {found[name]}" for name in _CHANGE_GREEDY if name in found]
 
 
 @torch.no_grad()
@@ -33,6 +47,9 @@ def answers(
     template_kwargs: dict[str, Any] | None = None,
 ) -> list[str]:
     """Answer each prompt, in one batch.
+
+    What else the model's generation config says, such as a repetition penalty, holds here too, as
+    it does in lm-eval.
 
     Args:
         model: Steered or not.
@@ -105,7 +122,8 @@ def log_likelihoods(
         template_kwargs: For the chat template.
 
     Raises:
-        FormatError: A continuation without a token, or a text longer than the model's context.
+        FormatError: A continuation without a token, a text longer than the model's context, or
+            a chat without a template.
     """
     encoded = [_pair(tokenizer, *pair, chat, template_kwargs) for pair in pairs]
     rows: dict[tuple[int, ...], int] = {}
@@ -127,10 +145,7 @@ def _pair(
     Where a token would span both, the context keeps the tokens it has alone: lm-eval's rule.
     """
     if chat:
-        turn = [{"role": "user", "content": context}]
-        context = tokenizer.apply_chat_template(
-            turn, tokenize=False, add_generation_prompt=True, **(template or {})
-        )
+        context = Form(chat=True, template_kwargs=template).render(tokenizer, [context])[0]
     bare = context.rstrip()
     continuation = context[len(bare) :] + continuation
     if not bare:

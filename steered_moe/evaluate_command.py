@@ -176,13 +176,17 @@ def table_of_lines(lines: Sequence[Line]) -> Table:
 
 
 def record_in(folder: Path, new: Sequence[Result]) -> None:
-    """Put results into a steering repo and its card, in place of those of the same kind."""
-    kinds = {(one.fingerprint, one.task, one.language) for one in new}
-    old = read_results(folder)
-    kept = [one for one in old if (one.fingerprint, one.task, one.language) not in kinds]
+    """Put results into a steering repo and its card, in place of those of the same steering,
+    strength, task and language."""
+    kinds = {_kind(one) for one in new}
+    kept = [one for one in read_results(folder) if _kind(one) not in kinds]
     write_results([*kept, *new], folder)
     write_card(read_repo(folder), folder)
     console.print(f"written into {escape(str(folder))}")
+
+
+def _kind(one: Result) -> tuple[str, float, str, str]:
+    return one.fingerprint, one.strength, one.task, one.language
 
 
 def _own_folder(repo: str) -> Path:

@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from steered_moe.answering import answers, log_likelihoods
+from steered_moe.answering import answers, changes_of_greedy, log_likelihoods
 from steered_moe.controls import System
 from steered_moe.errors import SteeredMoEError
 from steered_moe.identity import model_sha256, tokenizer_sha256
@@ -37,8 +37,9 @@ class Settings:
         limit: At most so many items per language.
         batch_size: Prompts per pass. Answers do not depend on it beyond rounding.
         chat: Use the chat template; None for where a task's prompts are meant for one.
-        thinking: Let a model that can think do so.
-        sampling: None for greedy.
+        thinking: Let a model that can think do so, through its chat template.
+        sampling: None for greedy. Repetition penalties and the like of the model's generation
+            config act on greedy answers too, as in lm-eval; a warning names them.
         seeds: Runs with sampling; one when greedy.
     """
 
@@ -98,10 +99,10 @@ class Evaluation:
 
         Raises:
             FormatError: The folder holds another run, or a prompt does not fit into the model.
-            SteeredMoEError: A steering is attached, no task has any of the languages, ...
+            SteeredMoEError: A steering is attached, the model is in training mode, no task has any
+                of the languages, or it is to think and nothing asks it to.
         """
-        if attached(self.model) is not None:
-            raise SteeredMoEError("the model is steered already; give it without its steering")
+        self._check()
         batches = self._batches()
         records = Records(folder, self.description(batches))
         done, total = 0, sum(len(batch.items) for batch in batches)
@@ -116,6 +117,22 @@ class Evaluation:
                     done += len(batch.items)
                     tick(done, total)
         return records
+
+    def _check(self) -> None:
+        if attached(self.model) is not None:
+            raise SteeredMoEError("the model is steered already; give it without its steering")
+        if self.model.training:
+            raise SteeredMoEError("the model is in training mode; call model.eval()")
+        if not self.tasks:
+            raise SteeredMoEError("there is no task; name one, such as mgsm_direct")
+        asked = [task for task in self.tasks if self._chat(task) and self._template]
+        if self.settings.thinking and not asked:
+            raise SteeredMoEError(
+                "thinking is asked for, but no task here uses a chat template that has "
+                "enable_thinking; leave it out"
+            )
+        if penalties := changes_of_greedy(self.model):
+            logger.warning("answers follow the generation config: %s", ", ".join(penalties))
 
     def description(self, batches: Sequence[_Batch]) -> dict[str, Any]:
         """Settings, versions and hashes that a run records."""

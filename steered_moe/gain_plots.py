@@ -14,6 +14,7 @@ from steered_moe.tasks import TASKS
 
 _ROW = 0.32  # inches
 _LEAST = 0.5  # points
+_MARKS = "os^Dv<>P"
 _UNITS = {"bits_per_byte": "thousandths of a bit per byte"}
 
 
@@ -58,6 +59,12 @@ def _control(axes: Any, mean: float, place: float, edge: float) -> None:
     axes.text(side * 0.99 * edge, place, f"{mean:+.1f}", color="0.5", fontsize=6, **where)
 
 
+def _style(number: int) -> tuple[str, str]:
+    """Mark and colour of a steering: the marks change where the colours begin again."""
+    again, colour = divmod(number, len(COLOURS))
+    return _MARKS[again % len(_MARKS)], COLOURS[colour]
+
+
 def _gains(axes: Any, lines: Sequence[Line], languages: Sequence[str]) -> None:
     names = list(dict.fromkeys(line.system.partition(OF)[0] for line in lines))
     edge = _edge(lines)
@@ -68,10 +75,11 @@ def _gains(axes: Any, lines: Sequence[Line], languages: Sequence[str]) -> None:
             _control(axes, line.gain.mean, place, edge)
             continue
         low, high = line.gain.mean - line.gain.low, line.gain.high - line.gain.mean
-        colour = COLOURS[names.index(name) % len(COLOURS)]
-        axes.errorbar(line.gain.mean, place, xerr=[[low], [high]], fmt="o", ms=4, color=colour)
-    for name, colour in zip(names, COLOURS, strict=False):
-        axes.plot([], [], "o", color=colour, label=name)
+        mark, colour = _style(names.index(name))
+        axes.errorbar(line.gain.mean, place, xerr=[[low], [high]], fmt=mark, ms=4, color=colour)
+    for number, name in enumerate(names):
+        mark, colour = _style(number)
+        axes.plot([], [], mark, color=colour, label=name)
     if any(OF in line.system for line in lines):
         axes.plot([], [], "|", color="0.6", label="controls")
     axes.axvline(0, color="0.8", zorder=0)

@@ -8,6 +8,7 @@ need no ``evaluate``: `extraction`, `divergence`, `language_id`, `statistics`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -21,7 +22,7 @@ from steered_moe.divergence import normalised_divergence
 from steered_moe.errors import SteeredMoEError
 from steered_moe.extraction import flexible_match, same_number
 from steered_moe.language_id import detect, language_code
-from steered_moe.statistics import aligned_items, holm, mcnemar, paired_gain
+from steered_moe.statistics import aligned_items, holm, mcnemar, paired_gain, sign_flips
 
 __all__ = [
     "LanguageConsistency",
@@ -196,15 +197,18 @@ class SteeringGain(_Metric):
         references: Scores of the base model on the same items.
         languages: Language of each item; one language by default.
         problems: Which problem each item is, the same in every language; in order by default.
+        groups: What each item is about, such as the passage of a question: items of one group are
+            not independent. By default all are.
         resamples: Of the bootstrap.
 
     Returns:
         ``steering_gain`` with ``low`` and ``high`` (95 %, paired bootstrap over problems), and
-        ``by_language`` the same with ``p`` (McNemar, exact) and ``p_adjusted`` (Holm); the p are
-        None if a score is neither 0 nor 1.
+        ``by_language`` the same with ``p`` (McNemar, exact; with groups their signs are flipped)
+        and ``p_adjusted`` (Holm); the p are None if a score is neither 0 nor 1.
 
     Raises:
-        SteeredMoEError: No predictions, or languages that do not have the same problems.
+        SteeredMoEError: No predictions, a score that is not finite, or languages that do not have
+            the same problems and groups.
     """
 
     source = "McNemar, Psychometrika 12 (1947); Holm, Scand. J. Statist. 6 (1979)"
@@ -213,24 +217,39 @@ class SteeringGain(_Metric):
     def score(
         self, predictions: Sequence[float], references: Sequence[float],
         languages: Sequence[str] | None = None, problems: Sequence[Any] | None = None,
-        resamples: int = 10_000,
+        groups: Sequence[Any] | None = None, resamples: int = 10_000,
     ) -> dict[str, Any]:  # fmt: skip
         items = aligned_items(languages or ["all"] * len(predictions), problems)
         if (places := torch.tensor(list(items.values()))).numel() != len(predictions):
             raise SteeredMoEError(f"{len(predictions)} scores and {places.numel()} languages")
         new, old = (torch.tensor(x).double()[places] for x in (predictions, references))
         binary = bool(torch.isin(torch.stack([old, new]), torch.tensor([0.0, 1.0])).all())
-        p = dict(zip(items, map(mcnemar, old, new), strict=True)) if binary else {}
+        about = None if groups is None else _common_groups(groups, places)
+        test = mcnemar if about is None else partial(sign_flips, groups=about)
+        p = dict(zip(items, map(test, old, new), strict=True)) if binary else {}
         adjusted = holm(p)
+        points = partial(_points, groups=about, resamples=resamples)
         by_language = {
-            code: {**_points(a, b, resamples), "p": p.get(code), "p_adjusted": adjusted.get(code)}
+            code: {**points(a, b), "p": p.get(code), "p_adjusted": adjusted.get(code)}
             for code, a, b in zip(items, old, new, strict=True)
         }
-        return {**_points(old, new, resamples), "by_language": by_language}
+        return {**points(old, new), "by_language": by_language}
 
 
-def _points(old: Tensor, new: Tensor, resamples: int) -> dict[str, float]:
-    gain = paired_gain(old, new, resamples=resamples)
+def _common_groups(groups: Sequence[Any], places: Tensor) -> list[Any]:
+    """The group of each problem, the same in every language."""
+    if len(groups) != places.numel():
+        raise SteeredMoEError(f"{places.numel()} scores and {len(groups)} groups")
+    rows = [[groups[place] for place in row] for row in places.tolist()]
+    if any(row != rows[0] for row in rows):
+        raise SteeredMoEError("a problem is in different groups in different languages")
+    return rows[0]
+
+
+def _points(
+    old: Tensor, new: Tensor, groups: Sequence[Any] | None, resamples: int
+) -> dict[str, float]:
+    gain = paired_gain(old, new, groups=groups, resamples=resamples)
     return {"steering_gain": 100 * gain.mean, "low": 100 * gain.low, "high": 100 * gain.high}
 
 

@@ -57,9 +57,12 @@ def paired_gain(
         seed: Of the resampling.
 
     Raises:
-        SteeredMoEError: Shapes that differ, no problems, or a level out of range.
+        SteeredMoEError: Shapes that differ, no problems, a score that is not finite, no resamples,
+            or a level out of range.
     """
     _check_paired(old, new)
+    if resamples < 1:
+        raise SteeredMoEError(f"resamples is {resamples}; give 1 or more, such as 10,000")
     if not 0 < level < 1:
         raise SteeredMoEError(f"level is {level}; it must lie in (0, 1), such as 0.95")
     difference = new.double() - old.double()
@@ -193,10 +196,12 @@ def aligned_items(
 
 
 def _check_paired(old: Tensor, new: Tensor) -> None:
-    if old.shape != new.shape or old.numel() == 0:
+    if old.shape != new.shape or old.numel() == 0 or old.ndim == 0:
         raise SteeredMoEError(
             f"paired scores need the same problems: shapes {tuple(old.shape)}, {tuple(new.shape)}"
         )
+    if not all(bool(torch.isfinite(scores).all()) for scores in (old, new)):
+        raise SteeredMoEError("a score is nan or infinite; give finite scores")
 
 
 def _by_group(values: Tensor, groups: Sequence[Hashable] | None) -> tuple[Tensor, Tensor]:

@@ -31,8 +31,8 @@ class Line:
         items: How many, each with all its seeds.
         base: Mean score of the base model.
         score: Mean score of the system.
-        gain: Score minus base in points (of bits per byte: in thousandths of a bit), with its 95 %
-            interval, from a bootstrap over items.
+        gain: Score minus base in points (of bits per byte, which are those of all texts over their
+            bytes: in thousandths of a bit), with its 95 % interval, from a bootstrap over items.
         p: Of McNemar's test, or where items share texts of the test by groups; None where a score
             is not right or wrong, or is a mean.
         p_adjusted: The same after Holm's correction over the languages of the task.
@@ -120,13 +120,17 @@ def as_json(lines: Sequence[Line]) -> list[dict[str, object]]:
 def _table(records: Iterable[Record]) -> dict[str, dict[str, dict[str, Scores]]]:
     """Task -> language -> system -> scores."""
     sums: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    sizes: dict[tuple[str, str], dict[str, int]] = {}
     for row in records:
         key = row["task"], row["language"], row["system"]
         sums.setdefault(key, {}).setdefault(row["id"], []).append(_score(row))
+        if "bytes" in row:
+            sizes.setdefault(key[:2], {})[row["id"]] = int(row["bytes"])
     table: dict[str, dict[str, dict[str, Scores]]] = {}
     for (task, language, system), items in sums.items():
         _check_seeds(task, language, system, items, sums.get((task, language, BASE), items))
-        means = {name: sum(values) / len(values) for name, values in items.items()}
+        per_byte = _per_byte(sizes.get((task, language)))
+        means = {name: sum(values) / len(values) * per_byte for name, values in items.items()}
         table.setdefault(task, {}).setdefault(language, {})[system] = means
     for task, by_language in table.items():
         for language, systems in by_language.items():
@@ -150,10 +154,16 @@ def _check_seeds(
 
 
 def _score(row: Record) -> float:
-    """The score; of a text, its bits per byte, negated so that more is better."""
+    """The score; of a text its bits, negated so that more is better."""
     if "score" in row:
         return float(row["score"])
-    return float(row["log_likelihood"]) / math.log(2) / int(row["bytes"])
+    return float(row["log_likelihood"]) / math.log(2)
+
+
+def _per_byte(sizes: Mapping[str, int] | None) -> float:
+    """What turns the bits of texts into numbers whose mean is all bits over all bytes, as lm-eval
+    counts; 1 for scores."""
+    return 1.0 if sizes is None else len(sizes) / sum(sizes.values())
 
 
 def _check(task: str, language: str, systems: Mapping[str, Scores]) -> None:

@@ -19,7 +19,7 @@ import torch
 from conftest import ROOT
 
 from steered_moe.errors import SteeredMoEError
-from steered_moe.statistics import mcnemar, paired_gain
+from steered_moe.statistics import mcnemar, paired_gain, sign_flips
 
 with pytest.MonkeyPatch.context() as patch:  # among the examples there is another evaluate.py
     patch.setattr(sys, "path", [p for p in sys.path if not p.endswith("tiny_multilingual_moe")])
@@ -154,6 +154,22 @@ def test_mean_scores_have_an_interval_but_no_p():
     assert binary["by_language"]["all"]["p"] == 0.5
 
 
+def test_problems_about_one_text_are_one_draw():
+    generator = torch.Generator().manual_seed(3)
+    shared = torch.randint(-1, 2, (60,), generator=generator)  # what a text does to its questions
+    old = torch.randint(2, (60, 5), generator=generator).double()
+    new = torch.where(shared[:, None] == 0, old, (shared[:, None] > 0).double())
+    about = [text for text in range(60) for _ in range(5)]
+    scores = new.flatten(), old.flatten()
+    found = computed(SteeringGain, *scores, groups=about, resamples=2000)
+    gain = paired_gain(old.flatten(), new.flatten(), groups=about, resamples=2000)
+    assert (found["low"], found["high"]) == pytest.approx((100 * gain.low, 100 * gain.high))
+    assert found["by_language"]["all"]["p"] == sign_flips(old.flatten(), new.flatten(), about)
+    alone = computed(SteeringGain, *scores, resamples=2000)
+    assert found["high"] - found["low"] > 1.3 * (alone["high"] - alone["low"])  # the twin
+    assert alone["by_language"]["all"]["p"] < found["by_language"]["all"]["p"]
+
+
 @pytest.mark.parametrize(
     ("metric", "arguments", "message"),
     [
@@ -170,6 +186,11 @@ def test_mean_scores_have_an_interval_but_no_p():
          {"predictions": [[-1.0, -2.0]], "references": [1], "choices": [["a"]]}, "one text"),
         (MultipleChoiceAccuracy,
          {"predictions": [[-1.0, -2.0]], "references": [1], "choices": [["a", ""]]}, "not empty"),
+        (SteeringGain, {"predictions": [math.nan], "references": [1]}, "nan or infinite"),
+        (SteeringGain, {"predictions": [1], "references": [1], "resamples": 0}, "resamples is 0"),
+        (SteeringGain, {"predictions": [1], "references": [1], "groups": [1, 2]}, "2 groups"),
+        (SteeringGain, {"predictions": [1, 1], "references": [1, 0], "languages": ["bn", "sw"],
+                        "groups": ["a", "b"]}, "in different groups"),
         (RoutingDivergence, {"predictions": [[0.5, 0.6]], "references": [[0.5, 0.5]]}, "distrib"),
         (RoutingDivergence, {"predictions": [[1.5, -0.5]], "references": [[0.5, 0.5]]}, "distrib"),
         (RoutingDivergence, {"predictions": [[1.0]], "references": [[1.0]]}, "distrib"),

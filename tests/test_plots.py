@@ -12,7 +12,7 @@ import torch
 from steered_moe import RouterSteering, RoutingProfile
 from steered_moe.errors import FormatError, SteeredMoEError
 from steered_moe.figure import shown
-from steered_moe.gain_plots import plot_gains, plot_pareto
+from steered_moe.gain_plots import _style, plot_gains, plot_pareto
 from steered_moe.plots import (
     plot_by_layer,
     plot_divergence,
@@ -155,6 +155,13 @@ def test_controls_and_tasks_of_another_unit_are_told_apart(tmp_path: Path):
         plot_gains([], tmp_path / "b.svg")
     plot_pareto([(1.0, 0.5, True), (0.2, 0.1, False)], tmp_path / "c.svg")
     assert {"tried", "Pareto front"} <= set(texts(tmp_path / "c.svg"))
+
+
+def test_every_steering_has_a_name_and_a_look_of_its_own(tmp_path: Path):
+    names = [f"steering {i}" for i in range(9)]
+    plot_gains([line("embedded", "sw", name, 1) for name in names], tmp_path / "a.svg")
+    assert set(names) <= set(texts(tmp_path / "a.svg"))
+    assert len({_style(number) for number in range(16)}) == 16
 
 
 def test_png_and_a_missing_matplotlib(tmp_path: Path, monkeypatch):
