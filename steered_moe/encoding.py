@@ -145,6 +145,16 @@ def _rows(tokenizer: Any, rows: Sequence[str], form: Form) -> tuple[Any, list[li
     return encoded, counted
 
 
+def token_ids(tokenizer: Any, texts: Sequence[str], form: Form) -> list[list[int]]:
+    """Tokens of each text as it is put to a model, without padding.
+
+    Raises:
+        FormatError: A chat template that is missing or refuses a text.
+    """
+    ids: list[list[int]] = _tokenized(tokenizer, form.render(tokenizer, texts), form)["input_ids"]
+    return ids
+
+
 def _tokenized(tokenizer: Any, texts: Sequence[str], form: Form, **options: Any) -> Any:
     return tokenizer(
         list(texts),

@@ -200,12 +200,12 @@ def _check_paired(old: Tensor, new: Tensor) -> None:
         raise SteeredMoEError(
             f"paired scores need the same problems: shapes {tuple(old.shape)}, {tuple(new.shape)}"
         )
-    if not all(bool(torch.isfinite(scores).all()) for scores in (old, new)):
-        raise SteeredMoEError("a score is nan or infinite; give finite scores")
 
 
 def _by_group(values: Tensor, groups: Sequence[Hashable] | None) -> tuple[Tensor, Tensor]:
     """Sum of each group and how many it has; without groups each value is one."""
+    if not torch.isfinite(values).all():
+        raise SteeredMoEError("a score is nan or infinite; give finite scores")
     if groups is None:
         return values, torch.ones_like(values)
     if len(groups) != len(values):

@@ -17,9 +17,10 @@ from functools import wraps
 from typing import Any, NamedTuple
 
 from steered_moe.errors import InterventionError, SteeredMoEError
+from steered_moe.vllm_counts import ROUTING
 from steered_moe.vllm_layers import METHOD
-from steered_moe.vllm_settings import KEY, EngineSettings, engine_settings
-from steered_moe.vllm_worker import SETTERS, check_worker, steered_layers
+from steered_moe.vllm_settings import KEY, EngineSettings, engine_settings, is_profiling
+from steered_moe.vllm_worker import SETTERS, check_worker, counted_layers, steered_layers
 
 TESTED = ("0.32",)
 """Releases of vLLM that the tests run."""
@@ -56,7 +57,9 @@ FRONT = Point("vllm.v1.engine.input_processor", "InputProcessor", "__init__", ("
 REQUEST = Point("vllm.v1.engine.input_processor", "InputProcessor", "process_inputs", ("params",))
 START = Point("vllm.v1.engine.core", "EngineCore", "__init__", ("vllm_config",))
 CALL = Point("vllm.v1.engine.core", "EngineCore", "collective_rpc", ("method",))
-POINTS = (LAYER, LOGITS, LOADED, BATCH, FRONT, REQUEST, START, CALL)
+ROUTED = Point("vllm.model_executor.layers.fused_moe.router.base_router", "BaseRouter", ROUTING,
+               ("hidden_states", "router_logits"))  # fmt: skip
+POINTS = (LAYER, LOGITS, ROUTED, LOADED, BATCH, FRONT, REQUEST, START, CALL)
 
 
 def register() -> None:
@@ -125,7 +128,9 @@ def _layer(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
 
     original(self, *args, **kwargs)
     vllm_config = get_current_vllm_config()
-    layers = steered_layers(vllm_config)
+    layers, counted = steered_layers(vllm_config), counted_layers(vllm_config)
+    if counted is not None:
+        counted.install(self, self.layer_id)
     if layers is None or self.layer_id not in layers.settings.layers:
         return
     if self.layer_id in layers.layers:
@@ -144,6 +149,9 @@ def _loaded(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     if layers is not None:
         layers.check_complete()
         layers.set_default(layers.strengths)
+    counted = counted_layers(bound["vllm_config"])
+    if counted is not None:
+        counted.check_complete()
     return model
 
 
@@ -153,6 +161,9 @@ def _batch(original: Any, self: Any, scheduler_output: Any, num_scheduled_tokens
     if layers is not None:
         asked = [_asked(self, name) for name in self.input_batch.req_ids]
         layers.assign(asked, num_scheduled_tokens.tolist())
+    counted = counted_layers(self.vllm_config)
+    if counted is not None:
+        counted.assign(int(num_scheduled_tokens.sum()))
     return original(self, scheduler_output, num_scheduled_tokens)
 
 
@@ -167,13 +178,26 @@ def _front(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     """An engine starts, here in the caller's process: refuse what cannot be steered."""
     original(self, *args, **kwargs)
     settings = engine_settings(self.vllm_config.additional_config)
+    profiling = is_profiling(self.vllm_config.additional_config)
+    if settings is not None or profiling:
+        check_release()
+    if profiling:
+        _check_profiling(self.vllm_config)
     if settings is None:
         return
     from steered_moe.base_model import check_base
 
-    check_release()
     model = self.vllm_config.model_config
     check_base(settings.repo, model.hf_config, bool(model.trust_remote_code))
+
+
+def _check_profiling(vllm_config: Any) -> None:
+    parallel = vllm_config.parallel_config
+    if parallel.data_parallel_size > 1 or vllm_config.speculative_config is not None:
+        raise InterventionError(
+            "profile: routing is counted without data parallelism and speculative decoding, whose "
+            "tokens are not those of the texts; leave them out"
+        )
 
 
 def _request(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -19,7 +19,8 @@ from steered_moe.strength import as_rows, by_name
 KEY = "steered_moe"
 """Of ``--additional-config``, and of a request's extra arguments."""
 
-_ENGINE_FIELDS = ("repo_id", "revision", "strength", "steering", "fingerprint")
+_PROFILE = "profile"
+_ENGINE_FIELDS = ("repo_id", "revision", "strength", "steering", "fingerprint", _PROFILE)
 _REQUEST_FIELDS = ("strength", "name")
 
 
@@ -126,12 +127,33 @@ def _refuse_unknown(given: Mapping[str, Any], known: tuple[str, ...], where: str
 
 
 def engine_settings(additional_config: Any) -> EngineSettings | None:
-    """Settings of an engine, from what ``--additional-config`` holds; None where it says nothing.
+    """Settings of an engine, from what ``--additional-config`` holds; None where it steers nothing.
 
     Raises:
         SteeringError: An unknown field, or no repo.
         FormatError: The repo is damaged.
     """
+    fields = _engine_fields(additional_config)
+    if fields is None or set(fields) == {_PROFILE}:
+        return None
+    if not isinstance(fields.get("repo_id"), str):
+        raise SteeringError(f"{KEY} of --additional-config names no repo_id")
+    return _settings(json.dumps(fields, sort_keys=True))
+
+
+def is_profiling(additional_config: Any) -> bool:
+    """Whether an engine counts what its routers select.
+
+    Raises:
+        SteeringError: An unknown field, or ``profile`` is neither true nor false.
+    """
+    value = (_engine_fields(additional_config) or {}).get(_PROFILE, False)
+    if not isinstance(value, bool):
+        raise SteeringError(f"{_PROFILE} of {KEY} is {value!r:.40}; give true or false")
+    return value
+
+
+def _engine_fields(additional_config: Any) -> dict[str, Any] | None:
     given = additional_config.get(KEY) if isinstance(additional_config, Mapping) else None
     if given is None:
         return None
@@ -139,9 +161,7 @@ def engine_settings(additional_config: Any) -> EngineSettings | None:
     if not isinstance(fields, Mapping):
         raise SteeringError(f"{KEY} is {given!r:.80}; give a repo_id, or a mapping that has one")
     _refuse_unknown(fields, _ENGINE_FIELDS, "--additional-config")
-    if not isinstance(fields.get("repo_id"), str):
-        raise SteeringError(f"{KEY} of --additional-config names no repo_id")
-    return _settings(json.dumps(dict(fields), sort_keys=True))
+    return dict(fields)
 
 
 @lru_cache(maxsize=8)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from steered_moe.errors import InterventionError
+from steered_moe.vllm_counts import CountedLayers
 from steered_moe.vllm_layers import METHOD, SteeredLayers
-from steered_moe.vllm_settings import KEY, EngineSettings, engine_settings
+from steered_moe.vllm_settings import KEY, EngineSettings, engine_settings, is_profiling
 
 SETTERS = ("steered_moe_set",)
 """Methods of workers after which cached prefixes are stale."""
 
 _ATTRIBUTE = "_steered_moe"
+_COUNTED = "_steered_moe_counted"
 _EAGER = "do_not_compile"
 
 
@@ -31,17 +33,31 @@ def steered_layers(vllm_config: Any) -> SteeredLayers | None:
     return layers
 
 
+def counted_layers(vllm_config: Any) -> CountedLayers | None:
+    """The counted layers of the worker that has this configuration, made when first asked for."""
+    if not is_profiling(vllm_config.additional_config):
+        return None
+    layers: CountedLayers | None = getattr(vllm_config, _COUNTED, None)
+    if layers is None:
+        layers = CountedLayers(_most_tokens(vllm_config))
+        object.__setattr__(vllm_config, _COUNTED, layers)
+    return layers
+
+
+def _most_tokens(vllm_config: Any) -> int:
+    """Most tokens of a forward pass, padding of CUDA graphs included."""
+    largest = vllm_config.compilation_config.max_cudagraph_capture_size or 0
+    return max(int(vllm_config.scheduler_config.max_num_batched_tokens), int(largest))
+
+
 def _mapping(given: Any) -> dict[str, Any]:
     return {"repo_id": given} if isinstance(given, str) else dict(given)
 
 
 def _new_layers(vllm_config: Any, settings: EngineSettings) -> SteeredLayers:
-    scheduler = vllm_config.scheduler_config
-    tokens = scheduler.max_num_batched_tokens
-    largest = vllm_config.compilation_config.max_cudagraph_capture_size or 0
     uniform = vllm_config.parallel_config.data_parallel_size > 1
-    slots = 1 if uniform else scheduler.max_num_seqs + 1
-    return SteeredLayers(settings, slots, max(tokens, largest), uniform)
+    slots = 1 if uniform else vllm_config.scheduler_config.max_num_seqs + 1
+    return SteeredLayers(settings, slots, _most_tokens(vllm_config), uniform)
 
 
 def check_worker(worker: Any) -> list[int]:
@@ -86,6 +102,13 @@ class WorkerExtension:
         """Strengths and layers of this worker."""
         layers = self._steered_layers()
         return {"strengths": layers.strengths, "layers": sorted(layers.layers)}
+
+    def steered_moe_profile(self) -> dict[str, Any]:
+        """What this worker's routers selected since the last call: `CountedLayers.fetch`."""
+        layers = counted_layers(self.model_runner.vllm_config)
+        if layers is None:
+            raise InterventionError("this engine counts no routing; start it with profile: true")
+        return layers.fetch()
 
     def steered_moe_touched(self) -> list[str]:
         """Names of all MoE layers whose methods are not vLLM's own."""
