@@ -14,7 +14,8 @@ from steered_moe.encoding import input_device
 from steered_moe.errors import FormatError
 from steered_moe.profile import RoutingProfile
 from steered_moe.recording import Routing, watch_routing
-from steered_moe.routers import Router, find_routers
+from steered_moe.routers import Router, find_routers, other_stages
+from steered_moe.stages import across_stages
 
 
 class RoutingCollector:
@@ -35,6 +36,7 @@ class RoutingCollector:
         if len(experts) > 1:
             raise FormatError(f"layers differ in their number of experts: {experts}")
         self.layers = [router.layer for router in routers]
+        self._elsewhere = other_stages(model, routers)
         self.keep_sequences = keep_sequences
         self.sequences = 0
         self.tokens = 0
@@ -78,9 +80,10 @@ class RoutingCollector:
             self._kept.append(self._means if lengths.all() else self._means[self._there])
 
     def profile(self, language: str) -> RoutingProfile:
-        """What was counted so far, as the profile of one language."""
+        """What was counted so far, as the profile of one language; of a model in a pipeline, that
+        of all stages, each of which has to ask for it."""
         tokens = torch.full((1, len(self.layers)), float(self.tokens), dtype=torch.float64)
-        return RoutingProfile(
+        found = RoutingProfile(
             (language,),
             tuple(self.layers),
             self._counts[None].cpu(),
@@ -92,6 +95,7 @@ class RoutingCollector:
             consistency_sums=self._consistency_sums[None].cpu(),
             probabilities=torch.cat(self._kept)[None].cpu() if self.keep_sequences else None,
         )
+        return across_stages(found, self._elsewhere, self._counts.device)
 
     def _see(self, router: Router, routing: Routing) -> None:
         row, device = self._rows[router.layer], self._counts.device

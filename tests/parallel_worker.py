@@ -16,7 +16,10 @@ from transformers import AutoTokenizer
 from steered_moe import SteeredMoEForCausalLM
 from steered_moe.collection import profile_texts
 
-TEXTS = {"en": ["A router sends each token", "to a few experts"], "sw": ["Kipanga njia hutuma"]}
+TEXTS = {
+    "en": ["A router sends each token", "to a few experts"],
+    "sw": ["Kipanga njia hutuma", "kila tokeni kwa wataalamu wachache"],
+}
 
 
 def whole(tensor: Any) -> torch.Tensor:
@@ -38,10 +41,9 @@ def run(repo: str, mode: dict[str, int]) -> dict[str, Any]:
     with model.steered(0.5):
         found["half"] = whole(model(ids).logits)
     found["tokens"] = model.generate(ids, max_new_tokens=8, do_sample=False)
-    if "pp_size" not in mode:  # each stage sees its own layers alone
-        tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path)
-        found["counts"] = profile_texts(model, tokenizer, TEXTS).counts
-    return found
+    tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path)
+    profile = profile_texts(model, tokenizer, TEXTS, keep_sequences=True)
+    return found | {f"profile {name}": tensor for name, tensor in profile.tensors().items()}
 
 
 if __name__ == "__main__":

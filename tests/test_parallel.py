@@ -74,6 +74,8 @@ def test_two_processes_are_equal_to_one(
         mine, one = (x[which].log_softmax(-1) for x in (found, alone))
         torch.testing.assert_close(mine, one, atol=TOLERANCE, rtol=0)
     assert (found["steered"] - alone["base"]).abs().max() > 10 * TOLERANCE  # the twin
-    if "counts" in found:
-        assert torch.equal(found["counts"], alone["counts"])
-        assert alone["counts"].sum() > 0
+    assert found.keys() == alone.keys()
+    assert torch.equal(found["profile counts"], alone["profile counts"])
+    assert alone["profile counts"].sum(dim=(0, 2)).min() > 0  # in every layer
+    for which in (name for name in alone if name.startswith("profile ")):
+        torch.testing.assert_close(found[which], alone[which], atol=1e-4, rtol=1e-4)
