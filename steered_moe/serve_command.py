@@ -26,7 +26,7 @@ PASS_ON: Mapping[str, Any] = MappingProxyType(
     {"ignore_unknown_options": True, "allow_extra_args": True}
 )
 ENGINES = ("transformers", "vllm")
-_VLLM_SERVER = "vllm.entrypoints.openai.api_server"
+_VLLM_SERVER = "steered_moe.vllm_server"
 _EXTENSION = "steered_moe.vllm_worker.WorkerExtension"
 
 Repo = Annotated[str, typer.Argument(help="Steering repo: a folder, a Hub id, or embedded.")]

@@ -6,6 +6,7 @@ stand a steering, and then the routing is the steered one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,11 +14,10 @@ from torch import Tensor
 
 from steered_moe.errors import InterventionError
 
-ROUTING = "_compute_routing"
-"""Method of a vLLM router that gives routing weights and logical expert ids, both (tokens, k)."""
+CAPTURE = "set_capture_fn"
+"""Method of a vLLM router that takes a function of the selected expert ids, ``(tokens, top_k)``."""
 
 _COUNTS = "steered_moe_counts"
-_WEIGHT_SUMS = "steered_moe_weight_sums"
 _REAL = "steered_moe_real"
 
 
@@ -47,17 +47,16 @@ class CountedLayers:
             InterventionError: The router of the layer does not say what it selects.
         """
         router = getattr(runner, "router", None)
-        if not hasattr(router, ROUTING) or layer in self.layers:
+        if not hasattr(router, CAPTURE) or layer in self.layers:
             raise InterventionError(
                 f"{runner.layer_name}: routing cannot be counted in {type(router).__name__}"
                 f"{' of a draft model' if layer in self.layers else ''}; profile with transformers"
             )
-        for name in (_COUNTS, _WEIGHT_SUMS):
-            sums = torch.zeros(runner.moe_config.num_logical_experts, dtype=torch.float64)
-            runner.register_buffer(name, sums, persistent=False)
-        self._real = self._real.to(sums.device)
+        counts = torch.zeros(runner.moe_config.num_logical_experts, dtype=torch.float64)
+        runner.register_buffer(_COUNTS, counts, persistent=False)
+        self._real = self._real.to(counts.device)
         runner.register_buffer(_REAL, self._real, persistent=False)
-        setattr(router, ROUTING, _counting(runner, getattr(router, ROUTING)))
+        getattr(router, CAPTURE)(_counting(runner))
         self.layers[layer] = runner
 
     def check_complete(self) -> None:
@@ -84,7 +83,7 @@ class CountedLayers:
         """What was counted since the last fetch; counting begins anew.
 
         Returns:
-            tokens, and layer -> ``[counts, weight sums]``, each a list by expert.
+            ``tokens``, and ``layers``: layer -> list of counts by expert.
 
         Raises:
             InterventionError: A layer has not counted ``tokens`` times top-k selections.
@@ -92,7 +91,7 @@ class CountedLayers:
         self._real.zero_()
         found = {layer: _taken(runner) for layer, runner in self.layers.items()}
         tokens, self.tokens = self.tokens, 0
-        for layer, (counts, _) in found.items():
+        for layer, counts in found.items():
             runner = self.layers[layer]
             expected = tokens * int(runner.moe_config.experts_per_token)
             if sum(counts) != expected:
@@ -104,24 +103,17 @@ class CountedLayers:
         return {"tokens": tokens, "layers": found}
 
 
-def _counting(runner: Any, original: Any) -> Any:
-    def counting(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        weights, ids = original(*args, **kwargs)
+def _counting(runner: Any) -> Callable[[Tensor], None]:
+    def counting(ids: Tensor) -> None:
         real = getattr(runner, _REAL)[: ids.shape[0]].unsqueeze(1).expand(ids.shape)
-        places = ids.reshape(-1).long()
-        getattr(runner, _COUNTS).index_add_(0, places, real.reshape(-1))
-        sums = (weights.double() * real).reshape(-1)
-        getattr(runner, _WEIGHT_SUMS).index_add_(0, places, sums)
-        return weights, ids
+        getattr(runner, _COUNTS).index_add_(0, ids.reshape(-1).long(), real.reshape(-1))
 
     return counting
 
 
-def _taken(runner: Any) -> tuple[list[float], list[float]]:
-    """Both sums as lists; they are 0 afterwards."""
-    found = []
-    for name in (_COUNTS, _WEIGHT_SUMS):
-        buffer = getattr(runner, name)
-        found.append(buffer.tolist())
-        buffer.zero_()
-    return found[0], found[1]
+def _taken(runner: Any) -> list[float]:
+    """The counts as a list; they are 0 afterwards."""
+    buffer = getattr(runner, _COUNTS)
+    found: list[float] = buffer.tolist()
+    buffer.zero_()
+    return found

@@ -3,111 +3,49 @@
     vllm serve BASE --additional-config '{"steered_moe": {"repo_id": "user/x", "strength": 1.0}}'
 
 Without that field nothing is changed in an engine. vLLM has no public hook for routing, so a few
-methods of its classes are wrapped; `POINTS` names them all, and an engine whose vLLM lacks one is
-refused when it asks for steering.
+methods of its classes are wrapped. `vllm_points` names them all, and an engine whose vLLM lacks one
+is refused when it asks for steering.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any
 
 from steered_moe.errors import InterventionError, SteeredMoEError
-from steered_moe.vllm_counts import ROUTING
-from steered_moe.vllm_layers import METHOD
+from steered_moe.vllm_points import (
+    BATCH,
+    CALL,
+    FRONT,
+    LAYER,
+    LOADED,
+    REQUEST,
+    RUNNER,
+    START,
+    Point,
+    check_release,
+    owner_of,
+)
 from steered_moe.vllm_settings import KEY, EngineSettings, engine_settings, is_profiling
 from steered_moe.vllm_worker import SETTERS, check_worker, counted_layers, steered_layers
 
-TESTED = ("0.32",)
-"""Releases of vLLM that the tests run."""
-
 _WRAPPED = "_steered_moe_wraps"
-
-logger = logging.getLogger(__name__)
-
-
-class Point(NamedTuple):
-    """A method of vLLM that is wrapped.
-
-    Args:
-        module: Where its class is.
-        owner: The class.
-        method: The method.
-        parameters: Names that it must have.
-    """
-
-    module: str
-    owner: str
-    method: str
-    parameters: tuple[str, ...]
-
-
-_RUNNER = "vllm.model_executor.layers.fused_moe.runner.moe_runner"
-LAYER = Point(_RUNNER, "MoERunner", "__init__", ("layer_name", "router"))
-LOGITS = Point(_RUNNER, "MoERunner", METHOD, ("hidden_states", "router_logits"))
-LOADED = Point("vllm.model_executor.model_loader.base_loader", "BaseModelLoader", "load_model",
-               ("vllm_config", "model_config"))  # fmt: skip
-BATCH = Point("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "_prepare_inputs",
-              ("scheduler_output", "num_scheduled_tokens"))  # fmt: skip
-FRONT = Point("vllm.v1.engine.input_processor", "InputProcessor", "__init__", ("vllm_config",))
-REQUEST = Point("vllm.v1.engine.input_processor", "InputProcessor", "process_inputs", ("params",))
-START = Point("vllm.v1.engine.core", "EngineCore", "__init__", ("vllm_config",))
-CALL = Point("vllm.v1.engine.core", "EngineCore", "collective_rpc", ("method",))
-ROUTED = Point("vllm.model_executor.layers.fused_moe.router.base_router", "BaseRouter", ROUTING,
-               ("hidden_states", "router_logits"))  # fmt: skip
-POINTS = (LAYER, LOGITS, ROUTED, LOADED, BATCH, FRONT, REQUEST, START, CALL)
 
 
 def register() -> None:
     """What vLLM calls in each process, more than once perhaps."""
     wrappers: dict[Point, Callable[..., Any]] = {
-        **{LAYER: _layer, LOADED: _loaded, BATCH: _batch},  # in workers
+        **{RUNNER: _unsupported, LAYER: _layer, LOADED: _loaded, BATCH: _batch},  # in workers
         **{FRONT: _front, REQUEST: _request, START: _start, CALL: _call},
     }
     for point, wrapper in wrappers.items():
         _wrap(point, wrapper)
 
 
-def missing() -> list[str]:
-    """Methods that this release of vLLM lacks, or that take other arguments."""
-    return [f"{p.owner}.{p.method}" for p in POINTS if _found(p) is None]
-
-
-def check_release() -> None:
-    """Refuse a release of vLLM that steering cannot be sure to reach; warn of an untested one.
-
-    Raises:
-        InterventionError: Names what it lacks.
-    """
-    import vllm
-
-    if lacks := missing():
-        raise InterventionError(
-            f"vLLM {vllm.__version__} lacks {', '.join(lacks)}, where steering acts; use vLLM "
-            f"{' or '.join(TESTED)}, or steered-moe serve with its default engine"
-        )
-    if not vllm.__version__.startswith(TESTED):
-        logger.warning(
-            "steered-moe is tested with vLLM %s, this is %s", ", ".join(TESTED), vllm.__version__
-        )
-
-
-def _found(point: Point) -> type | None:
-    """The class of a point, if it is as expected."""
-    try:
-        owner = getattr(importlib.import_module(point.module), point.owner)
-        parameters = inspect.signature(getattr(owner, point.method)).parameters
-    except (ImportError, AttributeError):
-        return None
-    return owner if set(point.parameters) <= set(parameters) else None
-
-
 def _wrap(point: Point, wrapper: Callable[..., Any]) -> None:
-    owner = _found(point)
+    owner = owner_of(point)
     if owner is None:
         return  # told by check_release, in an engine that asks for steering
     original = getattr(owner, point.method)
@@ -120,6 +58,14 @@ def _wrap(point: Point, wrapper: Callable[..., Any]) -> None:
 
     setattr(wrapped, _WRAPPED, True)
     setattr(owner, point.method, wrapped)
+
+
+def _unsupported(original: Any, self: Any) -> list[str]:
+    """vLLM asks what its second model runner cannot do, and takes the first one for that."""
+    given: list[str] = original(self)
+    config = self.additional_config
+    asked = isinstance(config, Mapping) and KEY in config
+    return [*given, "router steering"] if asked else given
 
 
 def _layer(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
@@ -193,6 +139,9 @@ def _front(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
 
 def _check_profiling(vllm_config: Any) -> None:
     parallel = vllm_config.parallel_config
+    captured = getattr(vllm_config.model_config, "enable_return_routed_experts", False)
+    if captured:
+        raise InterventionError("profile: leave --enable-return-routed-experts out, it counts too")
     if parallel.data_parallel_size > 1 or vllm_config.speculative_config is not None:
         raise InterventionError(
             "profile: routing is counted without data parallelism and speculative decoding, whose "

@@ -35,8 +35,9 @@ def profile_with_vllm(
 ) -> RoutingProfile:
     """Run ``texts`` through an engine and sum up what its routers did.
 
-    The counts are those of `profile_texts` on the same model; numbers that need a text's own
-    tokens (entropy, consistency, means over texts) are left out.
+    The counts are those of `profile_texts` on the same model. Left out are numbers that need a
+    text's own tokens (entropy, consistency, means over texts), and sums of routing weights, which
+    vLLM scales in different places on different devices.
 
     Args:
         llm: vLLM's ``LLM``, started with ``profile`` and the worker extension. Nothing else may
@@ -85,25 +86,17 @@ def _language(llm: Any, language: str, rows: Sequence[Sequence[int]]) -> Routing
     return _profile(language, expected, _joined(found))
 
 
-def _joined(found: Sequence[Mapping[str, Any]]) -> dict[int, tuple[list[float], list[float]]]:
+def _joined(found: Sequence[Mapping[str, Any]]) -> dict[int, list[float]]:
     """The layers of all workers; where two have the same layer they must agree."""
-    layers: dict[int, tuple[list[float], list[float]]] = {}
+    layers: dict[int, list[float]] = {}
     for worker in found:
-        for name, sums in worker["layers"].items():
-            mine = layers.setdefault(int(name), sums)
-            if mine[0] != sums[0]:
-                raise InterventionError(
-                    f"layer {name}: two processes have counted different things"
-                )
+        for name, counts in worker["layers"].items():
+            if layers.setdefault(int(name), counts) != counts:
+                raise InterventionError(f"two processes have counted layer {name} differently")
     return dict(sorted(layers.items()))
 
 
-def _profile(
-    language: str, tokens: int, layers: Mapping[int, tuple[list[float], list[float]]]
-) -> RoutingProfile:
-    counts, sums = (
-        torch.tensor([[row[part] for row in layers.values()]], dtype=torch.float64)
-        for part in (0, 1)
-    )
+def _profile(language: str, tokens: int, layers: Mapping[int, list[float]]) -> RoutingProfile:
+    counts = torch.tensor([list(layers.values())], dtype=torch.float64)
     seen = torch.full((1, len(layers)), float(tokens), dtype=torch.float64)
-    return RoutingProfile((language,), tuple(layers), counts, seen, weight_sums=sums)
+    return RoutingProfile((language,), tuple(layers), counts, seen)

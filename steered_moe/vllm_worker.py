@@ -12,6 +12,9 @@ from steered_moe.vllm_settings import KEY, EngineSettings, engine_settings, is_p
 SETTERS = ("steered_moe_set",)
 """Methods of workers after which cached prefixes are stale."""
 
+PREPARE = "_prepare_inputs"
+"""Method of vLLM's first model runner before each forward pass; its second one has none."""
+
 _ATTRIBUTE = "_steered_moe"
 _COUNTED = "_steered_moe_counted"
 _EAGER = "do_not_compile"
@@ -70,6 +73,11 @@ def check_worker(worker: Any) -> list[int]:
     layers = steered_layers(runner.vllm_config)
     if layers is None:
         return []
+    if not hasattr(runner, PREPARE):
+        raise InterventionError(
+            f"strengths of requests do not reach {type(runner).__module__}; start with "
+            "VLLM_USE_V2_MODEL_RUNNER=0, or without that variable"
+        )
     compiled = [m for m in runner.model.modules() if getattr(m, _EAGER, True) is False]
     for module in compiled:
         setattr(module, _EAGER, True)

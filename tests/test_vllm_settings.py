@@ -13,7 +13,8 @@ import torch
 from steered_moe import RouterSteering, SteeredMoEForCausalLM
 from steered_moe.errors import FormatError, SteeredMoEError
 from steered_moe.storage import read_repo
-from steered_moe.vllm_plugin import missing, register
+from steered_moe.vllm_plugin import register
+from steered_moe.vllm_points import missing
 from steered_moe.vllm_settings import KEY, EngineSettings, engine_settings
 
 LAYERS, EXPERTS = [2], 16

@@ -16,11 +16,11 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed; make engines runs these")
 
 from checkpoints import FAMILIES, PROMPTS, reference, write_base, write_repo
-from vllm import LLM, SamplingParams
+from vllm import LLM, EngineArgs, SamplingParams
 from vllm.exceptions import VLLMValidationError
 
 from steered_moe.errors import BaseModelError, SteeredMoEError
-from steered_moe.vllm_plugin import missing
+from steered_moe.vllm_points import missing
 
 LENGTH = 6
 EXTENSION = "steered_moe.vllm_worker.WorkerExtension"
@@ -238,6 +238,19 @@ def test_experts_that_transformers_selects_are_refused(
 
 def test_this_release_of_vllm_has_every_method_that_is_wrapped() -> None:
     assert missing() == []
+
+
+def test_the_second_model_runner_is_not_taken_for_steering(made: Any) -> None:
+    """Strengths of requests do not reach it, and it is vLLM's default where there is Triton."""
+    base, repo, _ = made("olmoe")
+    for config, told in (
+        ({"steered_moe": {"repo_id": str(repo)}}, ["router steering"]),
+        ({"steered_moe": {"profile": True}}, ["router steering"]),
+        ({}, []),
+    ):
+        asked = EngineArgs(str(base), additional_config=config, dtype="float32", block_size=32)
+        found = asked.create_engine_config()._get_v2_model_runner_unsupported_features()
+        assert found == told
 
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")

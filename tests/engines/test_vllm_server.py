@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +12,10 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; make engines runs these")
 
+import httpx
 import openai
 import torch
+from servers import serving
 from transformers import AutoTokenizer
 
 from steered_moe import SteeredMoEForCausalLM
@@ -29,35 +26,27 @@ REPO = Path(embedded_model()).parent / "methods"
 QUESTION = "Tom tiene 42 sellos. Tom encuentra 6 sellos más. ¿Cuántos sellos tiene Tom ahora?"
 
 
+KEY = "secret"
+CLOSE = 2e-5
+"""Of log-probabilities; the model is sure of its answers, so that strengths change little more."""
+
+PATH = "/steered_moe"
+
+
 @pytest.fixture(scope="module")
-def client() -> Iterator[openai.OpenAI]:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    given = ["--port", str(port), "--dtype", "float32", "--max-model-len", "256",
-             "--max-num-seqs", "8", "--enforce-eager"]  # fmt: skip
-    script = "from steered_moe.cli import app; app()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, "serve", str(REPO), "--engine", "vllm", *given],
-        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-             "VLLM_NO_USAGE_STATS": "1"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    made = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="-", max_retries=0)
-    try:
-        for _ in range(240):
-            assert process.poll() is None, "the server has ended"
-            try:
-                made.models.list()
-            except openai.APIConnectionError:
-                time.sleep(0.5)
-            else:
-                break
-        yield made
+def server() -> Iterator[tuple[openai.OpenAI, httpx.Client]]:
+    """A client of each kind; the server has the route for changes, and a key."""
+    with serving(REPO, VLLM_PLUGINS="steered_moe", VLLM_API_KEY=KEY) as (process, address):
+        head = {"Authorization": f"Bearer {KEY}"}
+        with httpx.Client(base_url=address, headers=head, timeout=60) as http:
+            yield openai.OpenAI(base_url=address, api_key=KEY, max_retries=0), http
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) in (0, 130)
-    finally:
-        process.kill()
+
+
+@pytest.fixture
+def client(server: tuple[openai.OpenAI, httpx.Client]) -> openai.OpenAI:
+    return server[0]
 
 
 def ask(client: openai.OpenAI, asked: Any) -> list[float]:
@@ -90,8 +79,9 @@ def test_each_request_has_its_own_strength(client: openai.OpenAI) -> None:
     cases = [(None, None), (0.0, 0.0), (4.0, 4.0), (json.dumps({"name": "task-hard"}), hard)]
     found = [ask(client, asked) for asked, _ in cases]
     for mine, (_, strengths) in zip(found, cases, strict=True):
-        assert mine == pytest.approx(expected(strengths), abs=1e-3)
-    assert len({tuple(one) for one in found}) == 4
+        assert mine == pytest.approx(expected(strengths), abs=CLOSE)
+    for i, mine in enumerate(found):  # the twin
+        assert all(mine != pytest.approx(other, abs=CLOSE) for other in found[:i])
 
 
 def test_a_request_for_something_unknown_is_a_bad_one(client: openai.OpenAI) -> None:
@@ -102,3 +92,35 @@ def test_a_request_for_something_unknown_is_a_bad_one(client: openai.OpenAI) -> 
         with pytest.raises(openai.BadRequestError, match=told):
             ask(client, asked)
     assert ask(client, 0.0)
+
+
+def test_the_default_is_changed_over_http(server: tuple[openai.OpenAI, httpx.Client]) -> None:
+    client, http = server
+    before = ask(client, None)
+    [worker] = http.get(PATH).json()["workers"]
+    assert worker["strengths"] == pytest.approx({"task-soft": 1, "shared": 0.1, "task-hard": 1})
+    for strength, as_asked in ((0.0, 0.0), ({"task-soft": 4.0}, {"task-soft": 4.0})):
+        done = http.post(PATH, json={"strength": strength})
+        assert done.status_code == 200, done.text
+        assert ask(client, None) == pytest.approx(expected(as_asked), abs=CLOSE)
+        assert http.get(PATH).json()["workers"][0]["strengths"] == done.json()["strengths"]
+    assert ask(client, None) != pytest.approx(before, abs=CLOSE)  # the twin
+    http.post(PATH, json={"strength": worker["strengths"]}).raise_for_status()
+    assert ask(client, None) == pytest.approx(before, abs=CLOSE)
+
+
+def test_changes_that_make_no_sense_or_have_no_key_are_refused(
+    server: tuple[openai.OpenAI, httpx.Client],
+) -> None:
+    client, http = server
+    before = ask(client, None)
+    for body, status, told in (
+        ({"strength": {"x": 1.0}}, 400, "there is task-soft, shared, task-hard"),
+        ({"strength": "much"}, 400, "strength"),
+        ({"strenght": 1.0}, 400, "strenght"),
+    ):
+        done = http.post(PATH, json=body)
+        assert (done.status_code, told in done.text) == (status, True), done.text
+    bare = httpx.post(f"{http.base_url}{PATH[1:]}", json={"strength": 0.0}, timeout=60)
+    assert bare.status_code == 401
+    assert ask(client, None) == pytest.approx(before, abs=CLOSE)
