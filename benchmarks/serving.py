@@ -39,7 +39,8 @@ def write(folder: Path, shape: dict[str, int]) -> tuple[Path, Path]:
     config = Qwen3MoeConfig(**COMMON, **shape, architectures=["Qwen3MoeForCausalLM"])
     config.save_pretrained(base)
     with torch.device("meta"):
-        steering = steering_for(AutoModelForCausalLM.from_config(config), force=False)
+        model = AutoModelForCausalLM.from_config(config)
+    steering = steering_for(model, force=False)
     repo_for(steering, 1.0, str(base), None, repo).write(repo)
     return base, repo
 

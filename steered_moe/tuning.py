@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +13,9 @@ from typing import Any
 from steered_moe.contrast import task_experts
 from steered_moe.controls import BASE, System
 from steered_moe.divergence import divergence
-from steered_moe.errors import SteeredMoEError, SteeringError
+from steered_moe.errors import BaseModelError, SteeredMoEError, SteeringError
 from steered_moe.evaluation import Evaluation
+from steered_moe.fit import check_force
 from steered_moe.layers import middle_layers
 from steered_moe.profile import RoutingProfile
 from steered_moe.results import MEAN
@@ -26,6 +28,8 @@ STRENGTHS = (0.25, 0.5, 1.0, 2.0)
 SHARED = (0.5, 0.7, 0.9)  # thresholds of shared_experts; 0.7 is that of 2601.14050
 _TOP = 20 / 128  # of the experts, released code of 2601.14050
 _METHODS = {"task_experts": "task", "shared_experts": "shared"}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ def candidates(
     strengths: Sequence[float] = STRENGTHS,
     pivot: str = ENGLISH,
 ) -> list[Candidate]:
-    """Layers x threshold x method x strength, without those that edit nothing or the same.
+    """Layers x threshold x method x strength, without those that edit nothing or the same, or
+    force more experts in a layer than a token gets (a warning says how many).
 
     Args:
         task: Routing of the task in the pivot language.
@@ -93,13 +98,27 @@ def candidates(
     if unknown := sorted(set(methods) - set(_METHODS)):
         raise SteeredMoEError(f"no method {unknown[0]!r}; there are {', '.join(_METHODS)}")
     found: dict[str, Candidate] = {}
-    for steering in _steerings(task, general, methods, thresholds, pivot):
+    made = list(_steerings(task, general, methods, thresholds, pivot))
+    fitting = [steering for steering in made if _fits(steering, task.top_k)]
+    if len(fitting) < len(made):
+        left_out = len(made) - len(fitting)
+        logger.warning("%d settings force more experts than a token gets; left out", left_out)
+    for steering in fitting:
         for strength in strengths if steering.weights.any() else (1.0,):
             candidate = Candidate(steering, strength)
             found.setdefault(candidate.name, candidate)
     if not found:
         raise SteeredMoEError("no setting selects an expert; give smaller thresholds")
     return list(found.values())
+
+
+def _fits(steering: RouterSteering, top_k: int) -> bool:
+    try:
+        for row, layer in enumerate(steering.layers.tolist()):
+            check_force(None if steering.force is None else steering.force[row][None], layer, top_k)
+    except BaseModelError:
+        return False
+    return True
 
 
 def _steerings(

@@ -50,6 +50,7 @@ class SteeredLayers:
         self._parts = _parts(settings)
         self._rows: dict[tuple[tuple[str, float], ...], int] = {}
         self.strengths = settings.strengths
+        self._mixed = False  # a token of the last forward pass was of another slot than 0
 
     def install(self, runner: Any, layer: int) -> None:
         """Steer a layer.
@@ -117,13 +118,15 @@ class SteeredLayers:
             asked: For each request of the batch; None for the default.
             tokens: How many tokens it has.
         """
-        if self.uniform:
+        if self.uniform or not (self._mixed or any(asked)):
             return
         keys = [None if one is None else tuple(sorted(one.items())) for one in asked]
         self._keep({key for key in keys if key is not None})
         slots = torch.tensor([0 if key is None else self._slot(key) for key in keys])
         of_tokens = slots.repeat_interleave(torch.tensor(tokens))
         self._tokens[: len(of_tokens)].copy_(of_tokens, non_blocking=True)
+        self._tokens[len(of_tokens) :].zero_()
+        self._mixed = bool(slots.any())
 
     def _keep(self, keys: set[Any]) -> None:
         """Forget strengths that are not in use, where their slots are needed."""

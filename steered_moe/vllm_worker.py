@@ -7,7 +7,7 @@ from typing import Any
 from steered_moe.errors import InterventionError
 from steered_moe.vllm_counts import CountedLayers
 from steered_moe.vllm_layers import METHOD, SteeredLayers
-from steered_moe.vllm_settings import KEY, EngineSettings, engine_settings, is_profiling
+from steered_moe.vllm_settings import KEY, engine_settings, is_profiling
 
 SETTERS = ("steered_moe_set",)
 """Methods of workers after which cached prefixes are stale."""
@@ -22,28 +22,19 @@ _EAGER = "do_not_compile"
 
 def steered_layers(vllm_config: Any) -> SteeredLayers | None:
     """The steered layers of the worker that has this configuration, made when first asked for."""
-    settings = engine_settings(vllm_config.additional_config)
-    if settings is None:
-        return None
-    layers: SteeredLayers | None = getattr(vllm_config, _ATTRIBUTE, None)
-    if layers is None:
-        layers = _new_layers(vllm_config, settings)
-        object.__setattr__(vllm_config, _ATTRIBUTE, layers)
-        vllm_config.additional_config[KEY] = {  # part of the key of compiled code
-            **_mapping(vllm_config.additional_config[KEY]),
-            "fingerprint": settings.fingerprint,
-        }
+    if not hasattr(vllm_config, _ATTRIBUTE):
+        object.__setattr__(vllm_config, _ATTRIBUTE, _new_layers(vllm_config))
+    layers: SteeredLayers | None = getattr(vllm_config, _ATTRIBUTE)
     return layers
 
 
 def counted_layers(vllm_config: Any) -> CountedLayers | None:
     """The counted layers of the worker that has this configuration, made when first asked for."""
-    if not is_profiling(vllm_config.additional_config):
-        return None
-    layers: CountedLayers | None = getattr(vllm_config, _COUNTED, None)
-    if layers is None:
-        layers = CountedLayers(_most_tokens(vllm_config))
-        object.__setattr__(vllm_config, _COUNTED, layers)
+    if not hasattr(vllm_config, _COUNTED):
+        asked = is_profiling(vllm_config.additional_config)
+        made = CountedLayers(_most_tokens(vllm_config)) if asked else None
+        object.__setattr__(vllm_config, _COUNTED, made)
+    layers: CountedLayers | None = getattr(vllm_config, _COUNTED)
     return layers
 
 
@@ -57,7 +48,14 @@ def _mapping(given: Any) -> dict[str, Any]:
     return {"repo_id": given} if isinstance(given, str) else dict(given)
 
 
-def _new_layers(vllm_config: Any, settings: EngineSettings) -> SteeredLayers:
+def _new_layers(vllm_config: Any) -> SteeredLayers | None:
+    settings = engine_settings(vllm_config.additional_config)
+    if settings is None:
+        return None
+    vllm_config.additional_config[KEY] = {  # part of the key of compiled code
+        **_mapping(vllm_config.additional_config[KEY]),
+        "fingerprint": settings.fingerprint,
+    }
     uniform = vllm_config.parallel_config.data_parallel_size > 1
     slots = 1 if uniform else vllm_config.scheduler_config.max_num_seqs + 1
     return SteeredLayers(settings, slots, _most_tokens(vllm_config), uniform)

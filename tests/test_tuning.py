@@ -13,11 +13,12 @@ from grammar import Language
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from steered_moe import RouterSteering, RoutingProfile
+from steered_moe import RouterSteering, RoutingProfile, attach
 from steered_moe.cli import app
 from steered_moe.collection import profile_texts
+from steered_moe.contrast import task_experts
 from steered_moe.embedded import embedded_model
-from steered_moe.errors import SteeredMoEError
+from steered_moe.errors import BaseModelError, SteeredMoEError
 from steered_moe.evaluation import Evaluation, Settings
 from steered_moe.results import read_results
 from steered_moe.tasks import part_of, task
@@ -73,6 +74,21 @@ def test_candidates_are_all_different_and_edit_something(profiles):
         candidates(task_profile, general, methods=["magic"])
     with pytest.raises(SteeredMoEError, match="smaller thresholds"):
         candidates(task_profile, general, methods=["task_experts"], thresholds=[0.999])
+
+
+def test_settings_that_force_more_than_a_token_gets_are_left_out(profiles, loaded, caplog):
+    """They would be refused when they are attached, in the middle of a search."""
+    task_profile, general = map(RoutingProfile.load, profiles)
+    given = {"methods": ["task_experts"], "thresholds": [0.01], "strengths": [1.0]}
+    tried = candidates(task_profile, general, **given)
+    assert "settings force more experts than a token gets; left out" in caplog.text
+    too_many = task_experts(
+        task_profile, general, threshold=0.01, mode="hard", layers=range(1, 7), language="en"
+    )
+    with pytest.raises(BaseModelError, match="force at most 2"):
+        attach(loaded[0], too_many)
+    for one in tried:
+        attach(loaded[0], one.steering).remove()
 
 
 def test_layer_ranges_are_the_middle_and_around_it(profiles):
