@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from steered_moe.embedded import named_repo
 from steered_moe.errors import SteeredMoEError
 from steered_moe.intervention import attach_all, attached
+from steered_moe.leaving import cancellable, stoppable, watched
 from steered_moe.modeling import SteeredMoEForCausalLM
 
 _MARK = re.compile(r"<\|?\w+\|?>")  # <|im_start|>
@@ -143,12 +144,15 @@ def _server() -> Callable[..., Any]:
 @contextmanager
 def _replaced(models: Mapping[str, PreTrainedModel], tokenizer: Any) -> Iterator[None]:
     """Let `Serve` make a manager and a state of ours, and parse answers only where it can."""
-    from transformers.cli.serving import model_manager, utils
+    from transformers.cli.serving import model_manager, server, utils
 
     ours: dict[tuple[Any, str], Callable[[Any], Any]] = {
         (model_manager, "ModelManager"): partial(_manager, models=models, tokenizer=tokenizer),
         (utils, "GenerationState"): _state,
         (utils, "get_response_template"): _template,
+        (utils.GenerateManager, "generate_non_streaming"): stoppable,
+        (utils.CBGenerateManager, "generate_non_streaming"): cancellable,
+        (server, "build_server"): watched,
     }
     before = {place: getattr(*place) for place in ours if hasattr(*place)}
     for place, original in before.items():

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from typer.testing import CliRunner
 
 from steered_moe import RouterSteering, SteeredMoEForCausalLM
@@ -32,6 +32,8 @@ from steered_moe.tasks import task
 openai = pytest.importorskip("openai", reason="the server's packages are not installed")
 
 BASE = Path(embedded_model()).parent / "base"
+LONG = GenerationConfig(max_new_tokens=400, eos_token_id=0, do_sample=False).to_json_string()
+"""An answer that no token ends."""
 SWAHILI = [item.prompt for item in task("embedded").items("sw", limit=8)]
 
 
@@ -152,15 +154,25 @@ def test_unknown_models_and_long_prompts_are_refused(client: Any) -> None:
     assert ask(client, "base", SWAHILI[0]).choices[0].message.content
 
 
-def test_a_client_that_leaves_frees_its_place(client: Any) -> None:
-    for _ in range(6):
-        stream = ask(client, "base", "Tom has", stream=True, max_tokens=400)
-        next(iter(stream))
-        stream.close()
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_place(client: Any, stream: bool) -> None:
+    """Eight long answers that nobody waits for hold up less than two would."""
+    long = {"max_tokens": 400, "extra_body": {"generation_config": LONG}}
     begin = time.monotonic()
-    alone = ask(client, "base", SWAHILI[0])
-    assert alone.choices[0].message.content
-    assert time.monotonic() - begin < 20  # six answers of 400 tokens would take longer
+    done = ask(client, "base", "Tom has", **long)
+    assert done.usage.completion_tokens == 400
+    whole = time.monotonic() - begin
+    for _ in range(8):
+        if stream:
+            answer = ask(client, "base", "Tom has", stream=True, **long)
+            next(iter(answer))
+            answer.close()
+        else:
+            with pytest.raises(openai.APITimeoutError):
+                ask(client, "base", "Tom has", timeout=whole / 20, **long)
+    begin = time.monotonic()
+    ask(client, "base", "Tom has", max_tokens=4)
+    assert time.monotonic() - begin < 2 * whole
 
 
 def test_stop_ends_an_answer(client: Any, request: pytest.FixtureRequest) -> None:
