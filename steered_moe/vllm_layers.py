@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steered_moe.combining import combine
 from steered_moe.edit import Edit
 from steered_moe.errors import InterventionError, SteeringError
 from steered_moe.vllm_settings import EngineSettings, by_name_checked
@@ -99,8 +98,7 @@ class SteeredLayers:
         self.strengths = found
 
     def _write(self, slot: int, strengths: Mapping[str, float]) -> None:
-        rows = {name: torch.tensor([value]) for name, value in strengths.items()}
-        tables = combine(self.settings.steerings, rows)
+        tables = self.settings.combined(strengths)
         for layer, runner in self.layers.items():
             found = tables.get(layer, {})
             for part in self._parts[layer]:
@@ -118,7 +116,7 @@ class SteeredLayers:
             asked: For each request of the batch; None for the default.
             tokens: How many tokens it has.
         """
-        if self.uniform or not (self._mixed or any(asked)):
+        if self.uniform or not (self._mixed or any(one is not None for one in asked)):
             return
         keys = [None if one is None else tuple(sorted(one.items())) for one in asked]
         self._keep({key for key in keys if key is not None})

@@ -180,7 +180,7 @@ def _of_request(settings: EngineSettings | None, asked: Any, vllm_config: Any) -
             f"{KEY} of a request: with data parallelism tokens of several engines share a layer, "
             "and all have the engine's strength; start one server for each strength"
         )
-    return settings.of_request(asked) or settings.strengths
+    return settings.of_request(asked)
 
 
 def _start(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:

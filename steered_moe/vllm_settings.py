@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
+
+from torch import Tensor
 
 from steered_moe import hub
 from steered_moe.combining import combine
@@ -34,29 +36,29 @@ class EngineSettings:
 
     repo: SteeringRepo
 
-    @property
+    @cached_property
     def steerings(self) -> dict[str, RouterSteering]:
         """Name -> steering."""
         return {steering.name: steering for steering in self.repo.steerings}
 
-    @property
+    @cached_property
     def strengths(self) -> dict[str, float]:
         """Name -> strength of a request that says nothing."""
         names = self.steerings
         return {n: float(as_rows(s)) for n, s in zip(names, self.repo.strengths, strict=True)}
 
-    @property
+    @cached_property
     def layers(self) -> set[int]:
         """Layers that any of them edits."""
         return {int(layer) for one in self.repo.steerings for layer in one.layers}
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Changes with every steering, for keys of caches."""
         return ",".join(one.fingerprint for one in self.repo.steerings)
 
-    def of_request(self, asked: Any) -> dict[str, float] | None:
-        """Strengths that a request asks for; None where it leaves them to the engine.
+    def of_request(self, asked: Any) -> dict[str, float]:
+        """Strengths that a request asks for, without those of 0.
 
         Args:
             asked: Its extra argument ``steered_moe``: a strength for all steerings, or a mapping
@@ -67,9 +69,8 @@ class EngineSettings:
                 steerings that contradict each other at these strengths.
             BaseModelError: More forced experts in a layer than a token gets, or too few left.
         """
-        if asked is None:
-            return None
-        found = self._named(_request_fields(asked))
+        named = self._named(_request_fields(asked))
+        found = {name: value for name, value in named.items() if value}
         self.check(found)
         return found
 
@@ -81,15 +82,23 @@ class EngineSettings:
         if name not in known:
             raise SteeringError(f"no steering named {name!r}; there is {', '.join(known)}")
         own = known[name] if strength is None else strength
-        return by_name_checked({**dict.fromkeys(known, 0.0), name: own}, known)
+        return by_name_checked({name: own}, {name: own})
 
     def check(self, strengths: Mapping[str, float]) -> None:
         """Refuse strengths under which steerings contradict each other."""
         top_k = self.repo.base.get("num_experts_per_tok")
-        rows = {name: as_rows(value) for name, value in strengths.items()}
-        for layer, parts in combine(self.steerings, rows).items():
+        for layer, parts in self.combined(strengths).items():
             if top_k is not None:
                 check_force(parts.get("force"), layer, top_k)
+
+    def combined(self, strengths: Mapping[str, float]) -> dict[int, dict[str, Tensor]]:
+        """Layer -> part -> one row: the sum of the steerings whose strength is not 0.
+
+        Raises:
+            SteeringError: They contradict each other.
+        """
+        rows = {name: as_rows(value) for name, value in strengths.items() if value}
+        return combine({name: self.steerings[name] for name in rows}, rows)
 
 
 def by_name_checked(strength: Any, known: Mapping[str, float]) -> dict[str, float]:

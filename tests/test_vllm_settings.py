@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from steered_moe import RouterSteering, SteeredMoEForCausalLM
+from steered_moe import RouterSteering, SteeredMoEForCausalLM, combining
 from steered_moe.errors import FormatError, SteeredMoEError
-from steered_moe.storage import read_repo
+from steered_moe.storage import SteeringRepo, read_repo
 from steered_moe.vllm_plugin import register
 from steered_moe.vllm_points import missing
 from steered_moe.vllm_settings import KEY, EngineSettings, engine_settings
@@ -77,11 +77,12 @@ def test_a_repo_that_is_none_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "strengths"),
     [
-        (0.0, {"soft": 0.0, "up": 0.0, "down": 0.0}),
-        ({"name": "up"}, {"soft": 0.0, "up": 0.5, "down": 0.0}),
-        ({"name": "down", "strength": 2}, {"soft": 0.0, "up": 0.0, "down": 2.0}),
-        ('{"name": "soft", "strength": -1}', {"soft": -1.0, "up": 0.0, "down": 0.0}),
-        ({"strength": {"soft": 3.0}}, {"soft": 3.0, "up": 0.5, "down": 0.0}),
+        (0.0, {}),
+        ({"name": "up"}, {"up": 0.5}),
+        ({"name": "down", "strength": 2}, {"down": 2.0}),
+        ({"name": "down", "strength": 0}, {}),
+        ('{"name": "soft", "strength": -1}', {"soft": -1.0}),
+        ({"strength": {"soft": 3.0}}, {"soft": 3.0, "up": 0.5}),
         ("0.25", None),
         (1.0, None),
     ],
@@ -94,7 +95,22 @@ def test_a_request_asks_for_strengths(
             settings.of_request(asked)
         return
     assert settings.of_request(asked) == strengths
-    assert settings.of_request(None) is None
+
+
+def test_a_request_adds_up_what_it_names_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of a thousand steerings is as quick as one of two: the others are not looked at."""
+    names = [f"s{i}" for i in range(1000)]
+    many = tuple(RouterSteering(name, [1, 2], torch.ones(2, 4), scale="abs") for name in names)
+    repo = SteeringRepo({"num_experts_per_tok": 2}, many, (0.0,) * len(many))
+    seen = []
+    original = combining._add
+    monkeypatch.setattr(combining, "_add", lambda *given: (seen.append(given[1]), original(*given)))
+    settings = EngineSettings(repo)
+    asked = settings.of_request({"name": "s7", "strength": 3})
+    assert settings.combined(asked)[1]["abs"].tolist() == [[3.0] * 4]
+    assert {one.name for one in seen} == {"s7"}
+    settings.of_request({"strength": {"s7": 1, "s9": 1}})
+    assert {one.name for one in seen} == {"s7", "s9"}  # the twin
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
