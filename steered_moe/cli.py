@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from steered_moe import hub
 from steered_moe.analyze_command import analyze
+from steered_moe.bake_command import bake
 from steered_moe.demo_command import demo
 from steered_moe.embedded import named_repo
 from steered_moe.encoding import encode
@@ -51,6 +52,7 @@ app.command()(tune)
 app.command(name="lm-eval", context_settings=dict(PASS_ON))(lm_eval)
 app.command()(demo)
 app.command(context_settings=dict(TO_VLLM))(serve)
+app.command()(bake)
 
 Repo = Annotated[
     str,

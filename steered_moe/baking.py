@@ -1,0 +1,231 @@
+"""A steering into the weights of a plain checkpoint, where a family's routers have a bias for it.
+
+A steering of the scale "none" adds a number to an expert's logit for every token. So does the bias
+of a router that has one, as in gpt-oss. Which routers do is not listed here: `bias_of` tries it on
+a router of the family, and a bias that acts on the selection alone (DeepSeek's correction bias)
+does not pass.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from steered_moe import hub
+from steered_moe.base_model import check_base, locate_base
+from steered_moe.combining import combine
+from steered_moe.edit import Edit, RouterScope
+from steered_moe.errors import BaseModelError, FormatError, RouterError, SteeringError
+from steered_moe.routers import Router, find_routers
+from steered_moe.storage import SteeringRepo, read_repo
+from steered_moe.strength import as_rows
+
+_WEIGHTS = "*.safetensors"
+_LEFT_OUT = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".safetensors", ".py")
+_CARD = "README.md"
+_TOKENS = 64
+
+logger = logging.getLogger(__name__)
+
+
+def bake(
+    repo: str,
+    out: str | Path,
+    *,
+    strength: float | Mapping[str, float] | None = None,
+    steering: str | None = None,
+    base_model: str | None = None,
+) -> dict[str, float]:
+    """Write a copy of the base checkpoint that answers as the steered model does, everywhere.
+
+    Args:
+        repo: Steering repo: a folder, a Hub id, ``id@revision``.
+        out: Folder to write; new or empty.
+        strength: Overrides the recorded one.
+        steering: One of several; all of them by default.
+        base_model: Overrides the recorded base model.
+
+    Returns:
+        Name of each changed tensor -> the largest difference between what it holds and what it
+        should, from rounding to its dtype.
+
+    Raises:
+        SteeringError: Anything but a scale of "none" with a strength other than 0, or a change
+            that the dtype of a bias rounds away.
+        RouterError: Routers without such a bias; names the model type.
+        BaseModelError: The steering does not fit, or the checkpoint lacks a tensor.
+        FormatError: ``out`` holds something, or the checkpoint has no safetensors.
+    """
+    place = hub.fetch(repo)
+    found = read_repo(place).only(steering)
+    found = found if strength is None else found.at(strength)
+    added = _constants(found)
+    name, revision = locate_base(found, place, base_model)
+    tensors = _tensors(found, added, name, revision)
+    target = Path(out)
+    if target.exists() and any(target.iterdir()):
+        raise FormatError(f"{target} is not empty; bake into a folder of its own")
+    source = Path(name) if Path(name).is_dir() else _download(name, revision)
+    _check_names(source, tensors)
+    target.mkdir(parents=True, exist_ok=True)
+    errors = _write(source, target, tensors)
+    _write_card(found, repo, name, target)
+    return errors
+
+
+def _constants(repo: SteeringRepo) -> dict[int, Tensor]:
+    """Layer -> what is added to each expert's logit, ``(experts,)``."""
+    names = [one.name for one in repo.steerings]
+    rows = {n: as_rows(x) for n, x in zip(names, repo.strengths, strict=True)}
+    if long := [name for name, row in rows.items() if len(row) != 1]:
+        raise SteeringError(f"{long[0]} has several strengths; a checkpoint has one")
+    found: dict[int, Tensor] = {}
+    for layer, parts in combine(dict(zip(names, repo.steerings, strict=True)), rows).items():
+        live = {part: row[0] for part, row in parts.items() if row.any()}
+        if other := sorted(set(live) - {"none"}):
+            raise SteeringError(
+                f"layer {layer} has an edit of the kind {other[0]!r}, which depends on the token; "
+                "only the scale 'none' adds the same to every token and can be baked"
+            )
+        if live:
+            found[layer] = live["none"]
+    if not found:
+        raise SteeringError("at this strength nothing is steered; the base is that checkpoint")
+    return found
+
+
+def _tensors(
+    repo: SteeringRepo, added: Mapping[int, Tensor], name: str, revision: str | None
+) -> dict[str, Tensor]:
+    """Name of a tensor of the checkpoint -> what is added to it."""
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    check_base(repo, config)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    routers = {router.layer: router for router in find_routers(model) if router.layer in added}
+    found = {}
+    for layer, router in routers.items():
+        if (bias := bias_of(router)) is None:
+            kind = type(router.module).__name__
+            raise RouterError(
+                f"routers of {config.model_type} have no bias that is added to their logits "
+                f"({kind} in layer {layer}); load the steering with steered-moe instead"
+            )
+        found[f"{router.path}.{bias}"] = added[layer]
+    return found
+
+
+@torch.no_grad()
+def bias_of(router: Router) -> str | None:
+    """The parameter of a router that acts as a steering of the scale "none" does, found by trying.
+
+    Args:
+        router: Of a model with or without weights; a copy with random ones is tried.
+    """
+    shape = (router.weight_shape[0],)
+    names = [name for name, p in router.module.named_parameters() if tuple(p.shape) == shape]
+    generator = torch.Generator().manual_seed(0)
+    module = copy.deepcopy(router.module).to_empty(device="cpu").float().eval()
+    hidden = torch.randn(_TOKENS, router.weight_shape[1], generator=generator)
+    delta = torch.randn(shape, generator=generator)
+    for name in names:
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+        with RouterScope(Edit(router.num_experts, none=delta[None]), router.weight_shape):
+            steered = module(hidden)
+        module.get_parameter(name).add_(delta)
+        if _same(steered, module(hidden)):
+            return name
+    return None
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two outputs of a router are equal up to rounding."""
+    ones, others = (x if isinstance(x, tuple) else (x,) for x in (one, other))
+    pairs = zip(ones, others, strict=True)
+    return all(torch.allclose(a.double(), b.double(), atol=1e-4) for a, b in pairs)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """The files at the top of a checkpoint on the Hub."""
+    patterns = [f"*{ending}" for ending in _LEFT_OUT if ending != ".safetensors"]
+    return Path(snapshot_download(name, revision=revision, ignore_patterns=["*/*", *patterns]))
+
+
+def _check_names(source: Path, tensors: Mapping[str, Tensor]) -> None:
+    there = set()
+    for file in sorted(source.glob(_WEIGHTS)):
+        with safe_open(file, "pt") as shard:
+            there |= set(shard.keys())
+    if not there:
+        raise FormatError(f"{source} holds no safetensors; convert the checkpoint first")
+    if missing := sorted(set(tensors) - there):
+        raise BaseModelError(f"the checkpoint has no tensor {missing[0]}; its names are its own")
+
+
+def _write(source: Path, target: Path, tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """Copy a checkpoint, shard by shard, with the changes."""
+    errors: dict[str, float] = {}
+    for file in sorted(path for path in source.iterdir() if path.is_file()):
+        if file.suffix == ".safetensors":
+            errors |= _shard(file, target / file.name, tensors)
+        elif file.suffix not in _LEFT_OUT and file.name != _CARD:
+            shutil.copyfile(file, target / file.name)
+    return errors
+
+
+def _shard(file: Path, target: Path, tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    with safe_open(file, "pt") as shard:
+        mine = [name for name in shard.keys() if name in tensors]  # noqa: SIM118
+        if not mine:
+            shutil.copyfile(file, target)
+            return {}
+        content = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
+        metadata = shard.metadata()
+    errors = {}
+    for name in mine:
+        content[name], errors[name] = _added(name, content[name], tensors[name])
+    save_file(content, target, metadata=metadata)
+    return errors
+
+
+def _added(name: str, bias: Tensor, delta: Tensor) -> tuple[Tensor, float]:
+    """The changed bias in its own dtype, and the largest error from rounding."""
+    exact = bias.double()
+    exact[: len(delta)] += delta.double()
+    found = exact.to(bias.dtype)
+    lost = (delta != 0) & (found == bias)[: len(delta)]
+    if lost.any():
+        expert = int(lost.nonzero()[0])
+        raise SteeringError(
+            f"{name}, expert {expert}: adding {float(delta[expert]):g} to {float(bias[expert]):g} "
+            f"changes nothing in {str(bias.dtype).removeprefix('torch.')}; use a larger strength"
+        )
+    error = float((found.double() - exact).abs().max())
+    logger.info("%s: rounded by at most %g", name, error)
+    return found, error
+
+
+def _write_card(repo: SteeringRepo, origin: str, base: str, target: Path) -> None:
+    """What was baked, for people."""
+    lines: Iterator[str] = (
+        f"* `{one.name}` at strength {strength}, fingerprint `{one.fingerprint}`"
+        for one, strength in zip(repo.steerings, repo.strengths, strict=True)
+    )
+    head = f"---\nbase_model: {base}\ntags: [steered-moe]\n---\n" if not Path(base).is_dir() else ""
+    text = (
+        f"{head}# {Path(base).name}, steered\n\nThe weights of `{Path(base).name}` with steerings "
+        f"of `{Path(origin).name}` added to the biases of its routers, by `steered-moe bake`:\n\n"
+    )
+    (target / _CARD).write_text(text + "\n".join(lines) + "\n", encoding="utf-8")
