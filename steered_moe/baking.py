@@ -8,33 +8,29 @@ does not pass.
 
 from __future__ import annotations
 
-import copy
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from steered_moe import hub
-from steered_moe.base_model import check_base, locate_base
-from steered_moe.combining import combine
-from steered_moe.edit import Edit, RouterScope
+from steered_moe.base_model import locate_base, routers_of
+from steered_moe.combining import constant_tables
+from steered_moe.edit import Edit
 from steered_moe.errors import BaseModelError, FormatError, RouterError, SteeringError
-from steered_moe.routers import Router, find_routers
+from steered_moe.routers import Router
 from steered_moe.storage import SteeringRepo, read_repo
-from steered_moe.strength import as_rows
+from steered_moe.trial import Trial
 
 _WEIGHTS = "*.safetensors"
 _LEFT_OUT = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".safetensors", ".py")
 _CARD = "README.md"
-_TOKENS = 64
 
 logger = logging.getLogger(__name__)
 
@@ -86,47 +82,35 @@ def bake(
 
 def _constants(repo: SteeringRepo) -> dict[int, Tensor]:
     """Layer -> what is added to each expert's logit, ``(experts,)``."""
-    names = [one.name for one in repo.steerings]
-    rows = {n: as_rows(x) for n, x in zip(names, repo.strengths, strict=True)}
-    if long := [name for name, row in rows.items() if len(row) != 1]:
-        raise SteeringError(f"{long[0]} has several strengths; a checkpoint has one")
-    found: dict[int, Tensor] = {}
-    for layer, parts in combine(dict(zip(names, repo.steerings, strict=True)), rows).items():
-        live = {part: row[0] for part, row in parts.items() if row.any()}
-        if other := sorted(set(live) - {"none"}):
+    found = constant_tables(repo)
+    if not found:
+        raise SteeringError("at this strength nothing is steered; the base is that checkpoint")
+    for layer, parts in found.items():
+        if other := sorted(set(parts) - {"none"}):
             raise SteeringError(
                 f"layer {layer} has an edit of the kind {other[0]!r}, which depends on the token; "
                 "only the scale 'none' adds the same to every token and can be baked"
             )
-        if live:
-            found[layer] = live["none"]
-    if not found:
-        raise SteeringError("at this strength nothing is steered; the base is that checkpoint")
-    return found
+    return {layer: parts["none"] for layer, parts in found.items()}
 
 
 def _tensors(
     repo: SteeringRepo, added: Mapping[int, Tensor], name: str, revision: str | None
 ) -> dict[str, Tensor]:
     """Name of a tensor of the checkpoint -> what is added to it."""
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    check_base(repo, config)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    routers = {router.layer: router for router in find_routers(model) if router.layer in added}
+    routers = routers_of(repo, name, revision)
     found = {}
-    for layer, router in routers.items():
+    for layer in added:
+        router = routers[layer]
         if (bias := bias_of(router)) is None:
-            kind = type(router.module).__name__
             raise RouterError(
-                f"routers of {config.model_type} have no bias that is added to their logits "
-                f"({kind} in layer {layer}); load the steering with steered-moe instead"
+                f"{type(router.module).__name__} in layer {layer} has no bias that is added to its "
+                "logits; load the steering with steered-moe instead"
             )
         found[f"{router.path}.{bias}"] = added[layer]
     return found
 
 
-@torch.no_grad()
 def bias_of(router: Router) -> str | None:
     """The parameter of a router that acts as a steering of the scale "none" does, found by trying.
 
@@ -134,27 +118,15 @@ def bias_of(router: Router) -> str | None:
         router: Of a model with or without weights; a copy with random ones is tried.
     """
     shape = (router.weight_shape[0],)
-    names = [name for name, p in router.module.named_parameters() if tuple(p.shape) == shape]
-    generator = torch.Generator().manual_seed(0)
-    module = copy.deepcopy(router.module).to_empty(device="cpu").float().eval()
-    hidden = torch.randn(_TOKENS, router.weight_shape[1], generator=generator)
-    delta = torch.randn(shape, generator=generator)
-    for name in names:
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.copy_(torch.randn(tensor.shape, generator=generator))
-        with RouterScope(Edit(router.num_experts, none=delta[None]), router.weight_shape):
-            steered = module(hidden)
-        module.get_parameter(name).add_(delta)
-        if _same(steered, module(hidden)):
-            return name
+    delta = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    for name, parameter in router.module.named_parameters():
+        if tuple(parameter.shape) == shape:
+            trial = Trial(router)
+            steered = trial.weights(Edit(router.num_experts, none=delta[None]))
+            trial.module.get_parameter(name).data += delta
+            if torch.allclose(trial.weights(), steered, atol=1e-4):
+                return name
     return None
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two outputs of a router are equal up to rounding."""
-    ones, others = (x if isinstance(x, tuple) else (x,) for x in (one, other))
-    pairs = zip(ones, others, strict=True)
-    return all(torch.allclose(a.double(), b.double(), atol=1e-4) for a, b in pairs)
 
 
 def _download(name: str, revision: str | None) -> Path:

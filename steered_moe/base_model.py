@@ -19,7 +19,7 @@ from steered_moe.errors import BaseModelError, FormatError, QuantizationError
 from steered_moe.fit import ModelShape, check_fit, check_force
 from steered_moe.quantizer import ExpertsIn4bitConfig, config_for
 from steered_moe.repo_config import is_path
-from steered_moe.routers import find_routers
+from steered_moe.routers import Router, find_routers
 from steered_moe.steering import RouterSteering
 from steered_moe.storage import SteeringRepo
 from steered_moe.strength import as_rows
@@ -117,6 +117,18 @@ def check_base(repo: SteeringRepo, config: Any, trust_remote_code: bool = False)
     rows = {n: as_rows(x) for n, x in zip(names, repo.strengths, strict=True)}
     for layer, parts in combine(dict(zip(names, repo.steerings, strict=True)), rows).items():
         check_force(parts.get("force"), layer, shape.top_k[layer])
+
+
+def routers_of(repo: SteeringRepo, base: str, revision: str | None) -> dict[int, Router]:
+    """Layer -> router of a base model of which only the config is read; they have no weights.
+
+    Raises:
+        RouterError, BaseModelError: As `check_base`.
+    """
+    config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
+    check_base(repo, config)
+    model, _ = _without_weights(config, trust_remote_code=False)
+    return {router.layer: router for router in find_routers(model)}
 
 
 def _without_weights(config: Any, trust_remote_code: bool) -> tuple[PreTrainedModel, ModelShape]:

@@ -19,6 +19,7 @@ from steered_moe.embedded import named_repo
 from steered_moe.encoding import encode
 from steered_moe.errors import SteeredMoEError
 from steered_moe.evaluate_command import evaluate
+from steered_moe.export_command import export
 from steered_moe.generation import Comparison, Counter, compare
 from steered_moe.heat_map import heat_map
 from steered_moe.hub_commands import list_command, pull, push
@@ -53,6 +54,7 @@ app.command(name="lm-eval", context_settings=dict(PASS_ON))(lm_eval)
 app.command()(demo)
 app.command(context_settings=dict(TO_VLLM))(serve)
 app.command()(bake)
+app.command()(export)
 
 Repo = Annotated[
     str,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from steered_moe.errors import SteeringError
 from steered_moe.steering import RouterSteering
+from steered_moe.strength import as_rows
+
+if TYPE_CHECKING:
+    from steered_moe.storage import SteeringRepo
 
 
 def combine(
@@ -38,6 +43,27 @@ def combine(
         for row, layer in enumerate(steering.layers.tolist()):
             _add(tables.setdefault(layer, {}), steering, row, strength, layer)
     return {layer: parts for layer, parts in tables.items() if parts}
+
+
+def constant_tables(repo: SteeringRepo) -> dict[int, dict[str, Tensor]]:
+    """All steerings of a repo at its strengths, for what knows one strength only.
+
+    Returns:
+        Layer -> part of its edit -> ``(experts,)``; parts of zeros are left out.
+
+    Raises:
+        SteeringError: A steering with several strengths, or as `combine`.
+    """
+    names = [steering.name for steering in repo.steerings]
+    rows = {name: as_rows(x) for name, x in zip(names, repo.strengths, strict=True)}
+    if several := [name for name, row in rows.items() if len(row) != 1]:
+        raise SteeringError(f"{several[0]} has several strengths; give one")
+    combined = combine(dict(zip(names, repo.steerings, strict=True)), rows)
+    live = {
+        layer: {part: row[0] for part, row in parts.items() if row.any()}
+        for layer, parts in combined.items()
+    }
+    return {layer: parts for layer, parts in live.items() if parts}
 
 
 def _add(
