@@ -13,13 +13,12 @@ from transformers import AutoTokenizer
 
 from steered_moe import hub
 from steered_moe.analyze_command import analyze
-from steered_moe.bake_command import bake
 from steered_moe.demo_command import demo
 from steered_moe.embedded import named_repo
 from steered_moe.encoding import encode
 from steered_moe.errors import SteeredMoEError
 from steered_moe.evaluate_command import evaluate
-from steered_moe.export_command import export
+from steered_moe.export_command import bake, export
 from steered_moe.generation import Comparison, Counter, compare
 from steered_moe.heat_map import heat_map
 from steered_moe.hub_commands import list_command, pull, push
