@@ -19,6 +19,7 @@ from checkpoints import FAMILIES, PROMPTS, reference, write_base, write_repo
 from vllm import LLM, EngineArgs, SamplingParams
 from vllm.exceptions import VLLMValidationError
 
+from steered_moe.baking import bake
 from steered_moe.errors import BaseModelError, SteeredMoEError
 from steered_moe.vllm_points import missing
 
@@ -126,7 +127,7 @@ def test_a_mixed_batch_has_the_answers_of_transformers(made: Any, family: str) -
         check_mixed(llm, references)
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "glm4_moe"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_compiled_too(made: Any, family: str) -> None:
     base, repo, references = made(family)
     with engine(base, repo, enforce_eager=False) as llm:
@@ -200,6 +201,15 @@ def test_an_engine_that_is_not_configured_is_as_it_was(made: Any) -> None:
         with pytest.raises(Exception, match="this engine steers nothing"):
             llm.collective_rpc("steered_moe_state")
         assert llm.collective_rpc("steered_moe_touched") == [[]]
+
+
+def test_a_baked_checkpoint_needs_nothing_of_ours(made: Any, tmp_path: Path) -> None:
+    _, repo, references = made("gpt_oss")
+    bake(str(repo), tmp_path / "baked", steering="none")
+    with engine(tmp_path / "baked", None) as llm:
+        check(answer(llm, [None])[0], references["none"])
+        with pytest.raises(AssertionError):
+            check(answer(llm, [None])[0], references["base"])
 
 
 def test_what_cannot_be_steered_is_refused_at_start(made: Any) -> None:
