@@ -52,10 +52,14 @@ class Endpoint:
         return {"workers": await self._engine.collective_rpc("steered_moe_state")}
 
     async def change(self, asked: Change) -> dict[str, Any]:
-        """Change what requests that ask for nothing get; cached prefixes are dropped."""
+        """Change what requests that ask for nothing get; cached prefixes are dropped.
+
+        Steerings that a mapping does not name keep what they have.
+        """
         settings = self._settings()
+        now = (await self._engine.collective_rpc("steered_moe_state"))[0]["strengths"]
         try:
-            strengths = by_name_checked(asked.strength, settings.strengths)
+            strengths = by_name_checked(asked.strength, now)
             settings.check(strengths)
         except SteeredMoEError as error:
             raise HTTPException(400, str(error)) from error

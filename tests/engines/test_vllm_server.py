@@ -99,7 +99,8 @@ def test_the_default_is_changed_over_http(server: tuple[openai.OpenAI, httpx.Cli
     before = ask(client, None)
     [worker] = http.get(PATH).json()["workers"]
     assert worker["strengths"] == pytest.approx({"task-soft": 1, "shared": 0.1, "task-hard": 1})
-    for strength, as_asked in ((0.0, 0.0), ({"task-soft": 4.0}, {"task-soft": 4.0})):
+    one = {"task-soft": 4.0, "shared": 0.0, "task-hard": 0.0}
+    for strength, as_asked in ((0.0, 0.0), ({"task-soft": 4.0}, one)):
         done = http.post(PATH, json={"strength": strength})
         assert done.status_code == 200, done.text
         assert ask(client, None) == pytest.approx(expected(as_asked), abs=CLOSE)
