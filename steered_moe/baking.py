@@ -58,10 +58,11 @@ def bake(
 
     Raises:
         SteeringError: Anything but a scale of "none" with a strength other than 0, or a change
-            that the dtype of a bias rounds away.
+            that the dtype of a bias rounds away or cannot hold.
         RouterError: Routers without such a bias; names the model type.
         BaseModelError: The steering does not fit, or the checkpoint lacks a tensor.
-        FormatError: ``out`` holds something, or the checkpoint has no safetensors.
+        FormatError: ``out`` holds something, or the checkpoint has no safetensors. Nothing is
+            written in any of these cases.
     """
     place = hub.fetch(repo)
     found = read_repo(place).only(steering)
@@ -70,14 +71,14 @@ def bake(
     name, revision = locate_base(found, place, base_model)
     tensors = _tensors(found, added, name, revision)
     target = Path(out)
-    if target.exists() and any(target.iterdir()):
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise FormatError(f"{target} is not empty; bake into a folder of its own")
     source = Path(name) if Path(name).is_dir() else _download(name, revision)
-    _check_names(source, tensors)
+    changed = _changed(source, tensors)
     target.mkdir(parents=True, exist_ok=True)
-    errors = _write(source, target, tensors)
+    _write(source, target, {key: tensor for key, (tensor, _) in changed.items()})
     _write_card(found, repo, name, target)
-    return errors
+    return {key: error for key, (_, error) in changed.items()}
 
 
 def _constants(repo: SteeringRepo) -> dict[int, Tensor]:
@@ -135,48 +136,48 @@ def _download(name: str, revision: str | None) -> Path:
     return Path(snapshot_download(name, revision=revision, ignore_patterns=["*/*", *patterns]))
 
 
-def _check_names(source: Path, tensors: Mapping[str, Tensor]) -> None:
-    there = set()
-    for file in sorted(source.glob(_WEIGHTS)):
-        with safe_open(file, "pt") as shard:
-            there |= set(shard.keys())
-    if not there:
+def _changed(source: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, float]]:
+    """Name -> the new tensor and its error, before anything is written."""
+    found = {}
+    files = sorted(source.glob(_WEIGHTS))
+    if not files:
         raise FormatError(f"{source} holds no safetensors; convert the checkpoint first")
-    if missing := sorted(set(tensors) - there):
+    for file in files:
+        with safe_open(file, "pt") as shard:
+            for name in set(shard.keys()) & set(tensors):
+                found[name] = _added(name, shard.get_tensor(name), tensors[name])
+    if missing := sorted(set(tensors) - set(found)):
         raise BaseModelError(f"the checkpoint has no tensor {missing[0]}; its names are its own")
+    return found
 
 
-def _write(source: Path, target: Path, tensors: Mapping[str, Tensor]) -> dict[str, float]:
-    """Copy a checkpoint, shard by shard, with the changes."""
-    errors: dict[str, float] = {}
+def _write(source: Path, target: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Copy a checkpoint, shard by shard, with other tensors of these names."""
     for file in sorted(path for path in source.iterdir() if path.is_file()):
         if file.suffix == ".safetensors":
-            errors |= _shard(file, target / file.name, tensors)
+            _write_shard(file, target / file.name, tensors)
         elif file.suffix not in _LEFT_OUT and file.name != _CARD:
             shutil.copyfile(file, target / file.name)
-    return errors
 
 
-def _shard(file: Path, target: Path, tensors: Mapping[str, Tensor]) -> dict[str, float]:
+def _write_shard(file: Path, target: Path, tensors: Mapping[str, Tensor]) -> None:
     with safe_open(file, "pt") as shard:
-        mine = [name for name in shard.keys() if name in tensors]  # noqa: SIM118
-        if not mine:
+        names = set(shard.keys())
+        if not names & set(tensors):
             shutil.copyfile(file, target)
-            return {}
-        content = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
+            return
+        content = {name: shard.get_tensor(name) for name in names}
         metadata = shard.metadata()
-    errors = {}
-    for name in mine:
-        content[name], errors[name] = _added(name, content[name], tensors[name])
-    save_file(content, target, metadata=metadata)
-    return errors
+    save_file(content | {k: v for k, v in tensors.items() if k in names}, target, metadata=metadata)
 
 
 def _added(name: str, bias: Tensor, delta: Tensor) -> tuple[Tensor, float]:
     """The changed bias in its own dtype, and the largest error from rounding."""
-    exact = bias.double()
+    exact = bias.double().clone()
     exact[: len(delta)] += delta.double()
     found = exact.to(bias.dtype)
+    if not found.isfinite().all():
+        raise SteeringError(f"{name} would not be finite in {bias.dtype}; use a smaller strength")
     lost = (delta != 0) & (found == bias)[: len(delta)]
     if lost.any():
         expert = int(lost.nonzero()[0])

@@ -6,7 +6,9 @@
 
 Both turn logits into log-probabilities before they force or ban, and a forced expert gets the
 token's maximum plus a margin. Whether that gives the weights of this library depends on what a
-router does with logits, so each layer is tried on a router of the family before it is written.
+router does with logits, so each layer is tried on routers of the family before it is written, in
+float32. Both compute in the dtype of the logits; in bfloat16 their log-probabilities round, which
+can select other experts.
 """
 
 from __future__ import annotations
@@ -72,6 +74,8 @@ def export(
         raise FormatError(f"no format {kind!r}; there are {', '.join(_FORMATS)}")
     if Path(out).exists():
         raise FormatError(f"{out} exists; export into a new file")
+    if not Path(out).parent.is_dir():
+        raise FormatError(f"{out} is in no folder that exists; make it first")
     place = hub.fetch(repo)
     found = read_repo(place).only(steering)
     found = found if strength is None else found.at(strength)
@@ -100,7 +104,7 @@ def _expressed(layer: int, parts: Parts, router: Router, kind: str) -> Layer:
     else:
         reason = "only forces and bans" if kind == "steermoe" else "has std and force only"
         raise SteeringError(f"layer {layer} has an edit of the kind {part!r}; {kind} {reason}")
-    if kind == "steermoe" and entry.get("epsilon") == 0:
+    if kind == "steermoe" and not entry.pop("epsilon"):
         raise SteeringError(
             f"layer {layer} forces fewer experts than a token gets; SteerMoE would put them "
             f"{MARGIN} above the maximum, which changes their weights. Use easysteer"
@@ -123,12 +127,13 @@ def _soft(layer: int, row: Tensor, experts: int) -> Layer:
 
 def _toggles(row: Tensor, top_k: int) -> Layer:
     forced, banned = ((row * sign > 0).nonzero().flatten().tolist() for sign in (1, -1))
+    # Forced experts share the maximum here, so some beside others get no margin; where they fill
+    # all places, or none is forced, a margin changes no weight, and this one survives bfloat16.
+    margin = {"epsilon": 0.0 if 0 < len(forced) < top_k else 1.0}
     if not forced:
-        return {"mode": _DEACTIVATE, "expert_ids": banned}
-    entry: Layer = {"mode": _ACTIVATE, "activate_ids": forced}
-    entry |= {"deactivate_ids": banned} if banned else {}
-    # With the margin at 0 forced experts share the maximum, as they do here.
-    return entry if len(forced) == top_k else entry | {"epsilon": 0.0}
+        return {"mode": _DEACTIVATE, "expert_ids": banned, **margin}
+    down = {"deactivate_ids": banned} if banned else {}
+    return {"mode": _ACTIVATE, "activate_ids": forced, **down, **margin}
 
 
 class _Theirs:

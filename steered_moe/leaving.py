@@ -35,7 +35,7 @@ class Leaving:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, messages = asyncio.Event(), asyncio.Queue[Message]()
+        begun, messages = asyncio.Event(), asyncio.Queue[Message](maxsize=1)
 
         async def noting(message: Message) -> None:
             begun.set()
@@ -43,14 +43,14 @@ class Leaving:
 
         work = asyncio.ensure_future(self.app(scope, messages.get, noting))
         listener = asyncio.ensure_future(_until_left(receive, messages))
-        await asyncio.wait({work, listener}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done() and not begun.is_set():
-            work.cancel()
-        listener_done = listener.done()
         try:
+            await asyncio.wait({work, listener}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and not begun.is_set():
+                work.cancel()
             await work
         except asyncio.CancelledError:
-            if not listener_done:  # it was not the client that left
+            work.cancel()
+            if not listener.done():  # it was not the client that left
                 raise
         finally:
             listener.cancel()
@@ -60,7 +60,7 @@ async def _until_left(receive: Receive, messages: asyncio.Queue[Message]) -> Non
     """Hand on what a client sends until it disconnects, that included."""
     while True:
         message = await receive()
-        messages.put_nowait(message)
+        await messages.put(message)
         if message["type"] == "http.disconnect":
             return
 

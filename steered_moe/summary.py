@@ -32,7 +32,8 @@ class Line:
         base: Mean score of the base model.
         score: Mean score of the system.
         gain: Score minus base in points (of bits per byte, which are those of all texts over their
-            bytes: in thousandths of a bit), with its 95 % interval, from a bootstrap over items.
+            bytes: in thousandths of a bit), with its 95 % interval, from a bootstrap over items
+            that holds their sizes fixed.
         p: Of McNemar's test, or where items share texts of the test by groups; None where a score
             is not right or wrong, or is a mean.
         p_adjusted: The same after Holm's correction over the languages of the task.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -99,7 +99,10 @@ def candidates(
         raise SteeredMoEError(f"no method {unknown[0]!r}; there are {', '.join(_METHODS)}")
     found: dict[str, Candidate] = {}
     made = list(_steerings(task, general, methods, thresholds, pivot))
-    fitting = [steering for steering in made if _fits(steering, task.top_k)]
+    places = dict(
+        zip(task.layers, task.frequency[0].sum(dim=-1).round().int().tolist(), strict=True)
+    )
+    fitting = [steering for steering in made if _fits(steering, places)]
     if len(fitting) < len(made):
         left_out = len(made) - len(fitting)
         logger.warning("%d settings force more experts than a token gets; left out", left_out)
@@ -112,10 +115,11 @@ def candidates(
     return list(found.values())
 
 
-def _fits(steering: RouterSteering, top_k: int) -> bool:
+def _fits(steering: RouterSteering, top_k: Mapping[int, int]) -> bool:
     try:
         for row, layer in enumerate(steering.layers.tolist()):
-            check_force(None if steering.force is None else steering.force[row][None], layer, top_k)
+            force = None if steering.force is None else steering.force[row][None]
+            check_force(force, layer, top_k[layer])
     except BaseModelError:
         return False
     return True

@@ -47,7 +47,8 @@ class CountedLayers:
             InterventionError: The router of the layer does not say what it selects.
         """
         router = getattr(runner, "router", None)
-        if not hasattr(router, CAPTURE) or layer in self.layers:
+        zeros = getattr(router, "zero_expert_type", None)  # they are handed on as expert 0
+        if not hasattr(router, CAPTURE) or zeros or layer in self.layers:
             raise InterventionError(
                 f"{runner.layer_name}: routing cannot be counted in {type(router).__name__}"
                 f"{' of a draft model' if layer in self.layers else ''}; profile with transformers"
@@ -60,13 +61,11 @@ class CountedLayers:
         self.layers[layer] = runner
 
     def check_complete(self) -> None:
-        """Refuse an engine whose kernels select experts themselves, or that has no MoE layer.
+        """Refuse an engine whose kernels select experts themselves.
 
         Raises:
             InterventionError: Names the layers.
         """
-        if not self.layers:
-            raise InterventionError("profile: this model hands no router to vLLM; it is no MoE")
         if inside := [x.layer_name for x in self.layers.values() if x.is_monolithic]:
             raise InterventionError(
                 f"the kernel of {', '.join(inside)} selects experts itself, so they cannot be "

@@ -1,7 +1,7 @@
 """An HTTP route of vLLM's server that reads and changes the default strength; opt-in.
 
     VLLM_PLUGINS=steered_moe steered-moe serve user/x --engine vllm
-    curl localhost:8000/v1/steered_moe -d '{"strength": 0.5}'
+    curl localhost:8000/v1/steered_moe --json '{"strength": 0.5}'
 
 vLLM loads endpoint plugins (entry point ``vllm.endpoint_plugins``) only where ``VLLM_PLUGINS``
 names them. The route begins with ``/v1``, so that ``--api-key`` guards it.
@@ -23,7 +23,7 @@ PATH = "/v1/steered_moe"
 class Change(BaseModel):
     """What is put: a strength for all steerings, or by name."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     strength: float | dict[str, float]
 
@@ -57,6 +57,8 @@ class Endpoint:
         Steerings that a mapping does not name keep what they have.
         """
         settings = self._settings()
+        if asked.strength == {}:
+            raise HTTPException(400, "strength is empty; give a number, or numbers by name")
         now = (await self._engine.collective_rpc("steered_moe_state"))[0]["strengths"]
         try:
             strengths = by_name_checked(asked.strength, now)

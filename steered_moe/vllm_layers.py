@@ -9,7 +9,7 @@ CUDA graphs and compiled code go on when they are written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -145,13 +145,16 @@ class SteeredLayers:
             self._write(self._rows[key], dict(key))
         return self._rows[key]
 
-    def check_complete(self) -> None:
+    def check_complete(self, here: Container[int]) -> None:
         """Refuse an engine in which a steered layer is missing.
+
+        Args:
+            here: Layers of this process's stage of a pipeline.
 
         Raises:
             InterventionError: Names the layers.
         """
-        if missing := sorted(self.settings.layers - set(self.layers)):
+        if missing := sorted(x for x in self.settings.layers - set(self.layers) if x in here):
             raise InterventionError(
                 f"layers {missing} have no router that vLLM hands over; this process would skip "
                 "them. Leave them out with steering.restrict(...), or use the transformers engine"

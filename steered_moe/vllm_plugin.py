@@ -29,7 +29,13 @@ from steered_moe.vllm_points import (
     owner_of,
 )
 from steered_moe.vllm_settings import KEY, EngineSettings, engine_settings, is_profiling
-from steered_moe.vllm_worker import SETTERS, check_worker, counted_layers, steered_layers
+from steered_moe.vllm_worker import (
+    SETTERS,
+    check_worker,
+    counted_layers,
+    stage,
+    steered_layers,
+)
 
 _WRAPPED = "_steered_moe_wraps"
 
@@ -93,7 +99,7 @@ def _loaded(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     bound = inspect.signature(original).bind(self, *args, **kwargs).arguments
     layers = steered_layers(bound["vllm_config"])
     if layers is not None:
-        layers.check_complete()
+        layers.check_complete(stage(bound["vllm_config"]))
         layers.set_default(layers.strengths)
     counted = counted_layers(bound["vllm_config"])
     if counted is not None:
@@ -154,9 +160,11 @@ def _request(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     request = original(self, *args, **kwargs)
     params = request.sampling_params
     asked = (params.extra_args or {}).get(KEY) if params is not None else None
-    if asked is None:
-        return request
     settings = engine_settings(self.vllm_config.additional_config)
+    if asked is None:
+        if settings is not None:  # other engines may share a cache outside
+            request.cache_salt = _salt(request, settings, "default", settings.strengths)
+        return request
     try:
         strengths = _of_request(settings, asked, self.vllm_config)
     except SteeredMoEError as error:
@@ -164,9 +172,15 @@ def _request(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
 
         raise VLLMValidationError(str(error), parameter=KEY) from error
     params.extra_args = {**params.extra_args, KEY: strengths}
-    key = ",".join(f"{name}={value!r}" for name, value in sorted(strengths.items()))
-    request.cache_salt = f"{request.cache_salt or ''}|{KEY}:{key}"
+    request.cache_salt = _salt(request, settings, "own", strengths)
     return request
+
+
+def _salt(request: Any, settings: Any, kind: str, strengths: Mapping[str, float]) -> str:
+    """Part of the key of cached prefixes; the default may change while an engine runs, and what
+    was cached by it is dropped then."""
+    key = ",".join(f"{name}={value!r}" for name, value in sorted(strengths.items()))
+    return f"{request.cache_salt or ''}|{KEY}:{settings.fingerprint}:{kind}:{key}"
 
 
 def _of_request(settings: EngineSettings | None, asked: Any, vllm_config: Any) -> dict[str, float]:
@@ -193,6 +207,8 @@ def _start(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
 def _call(original: Any, self: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
     """Workers are called: after a change of strength, cached prefixes are stale."""
     result = original(self, method, *args, **kwargs)
-    if isinstance(method, str) and method in SETTERS and not self.reset_prefix_cache(True):
+    if not isinstance(method, str) or method not in SETTERS:
+        return result
+    if not self.reset_prefix_cache(True, True):  # those in other memory too
         raise InterventionError("the prefix cache could not be reset after a change of strength")
     return result

@@ -97,6 +97,10 @@ def _joined(found: Sequence[Mapping[str, Any]]) -> dict[int, list[float]]:
 
 
 def _profile(language: str, tokens: int, layers: Mapping[int, list[float]]) -> RoutingProfile:
+    if not layers:
+        raise InterventionError("this model hands no router to vLLM; profile it with transformers")
+    if len(numbers := {len(row) for row in layers.values()}) > 1:
+        raise FormatError(f"layers differ in their number of experts: {sorted(numbers)}")
     counts = torch.tensor([list(layers.values())], dtype=torch.float64)
     seen = torch.full((1, len(layers)), float(tokens), dtype=torch.float64)
     return RoutingProfile((language,), tuple(layers), counts, seen)

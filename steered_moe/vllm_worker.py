@@ -61,6 +61,12 @@ def _new_layers(vllm_config: Any) -> SteeredLayers | None:
     return SteeredLayers(settings, slots, _most_tokens(vllm_config), uniform)
 
 
+def stage(vllm_config: Any) -> range:
+    """Decoder layers of this process's stage of a pipeline."""
+    start, end = vllm_config.model_config.get_layers_start_end_indices(vllm_config.parallel_config)
+    return range(start, end)
+
+
 def check_worker(worker: Any) -> list[int]:
     """Run two tokens through a worker's model, outside compiled code.
 

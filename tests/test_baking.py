@@ -92,6 +92,10 @@ def test_rounding_is_told_and_a_change_that_is_lost_is_refused(tmp_path: Path):
         assert 0 < error < 0.02
     with pytest.raises(SteeringError, match="changes nothing in bfloat16; use a larger strength"):
         bake(str(repo), tmp_path / "lost", strength=1e-5)
+    repo = repo_of(tmp_path / "half", "gpt_oss", dtype=torch.float16)
+    with pytest.raises(SteeringError, match=r"would not be finite in torch\.float16"):
+        bake(str(repo), tmp_path / "lost", strength=1e6)
+    assert not (tmp_path / "lost").exists()  # nothing is left behind
 
 
 @pytest.mark.parametrize("scale", ["std", "abs"])
@@ -115,8 +119,9 @@ def test_what_cannot_be_baked_is_refused(tmp_path: Path):
         bake(str(repo_of(tmp_path / "c", "qwen3_moe")), tmp_path / "baked")
     with pytest.raises(BaseModelError, match="made for a 'gpt_oss' model"):
         bake(str(repo), tmp_path / "baked", base_model=str(tmp_path / "c" / "base"))
-    with pytest.raises(FormatError, match="is not empty"):
-        bake(str(repo), tmp_path / "a")
+    for used in (tmp_path / "a", repo / "config.json"):
+        with pytest.raises(FormatError, match="is not empty"):
+            bake(str(repo), used)
     for file in (tmp_path / "a" / "base").glob("*.safetensors"):
         file.unlink()
     with pytest.raises(FormatError, match="holds no safetensors"):

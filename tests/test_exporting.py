@@ -83,7 +83,7 @@ def theirs(module: nn.Module, hidden: Tensor, entry: dict[str, Any]) -> Tensor:
     return dense(chosen, chances / chances.sum(1, keepdim=True))
 
 
-CASES = {
+CASES: dict[str, tuple[RouterSteering, dict[str, Any]]] = {
     "soft": (soft(), {"lambda": 0.8}),  # twin: lambda of the population's deviation
     "bans": (hard([], [0, 3, 6]), {"expert_ids": [0, 3]}),
     "all places": (hard([2, 7], []), {"activate_ids": [2]}),
@@ -124,7 +124,8 @@ REFUSED = {
     "none": (soft("none"), "easysteer", {}, "kind 'none'"),
     "soft lists": (soft(), "steermoe", {}, "kind 'std'; steermoe only forces and bans"),
     "one forced": (hard([4], []), "steermoe", {}, "forces fewer experts than a token gets"),
-    "not normalised": (hard([], [0]), "easysteer", {"norm_topk_prob": False}, "layer 1: there"),
+    "not normalised": (hard([2, 7], []), "easysteer", {"norm_topk_prob": False}, "layer 1: there"),
+    "its margin": (hard([], [0]), "steermoe", {"norm_topk_prob": False}, "layer 1: there"),
     "sigmoid": (hard([], [0]), "easysteer", {"family": "glm4_moe"}, "other routing weights"),
     "no format": (soft(), "vllm", {}, "no format 'vllm'; there are easysteer, steermoe"),
 }
@@ -154,3 +155,5 @@ def test_the_command_and_what_it_refuses(tmp_path: Path):
     assert done.exit_code == 0, done.output
     again = CliRunner().invoke(app, given)
     assert "exists; export into a new file" in again.output
+    nowhere = CliRunner().invoke(app, [*given[:-1], str(tmp_path / "none" / "out.json")])
+    assert "in no folder that exists" in " ".join(nowhere.output.split())

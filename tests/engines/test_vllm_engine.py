@@ -145,6 +145,16 @@ def test_two_processes_of_tensor_parallelism_too(made: Any) -> None:
         assert [state["layers"] for state in states] == [[1, 2, 3]] * 2
 
 
+def test_two_stages_of_a_pipeline_too(made: Any) -> None:
+    base, repo, references = made("qwen3_moe")
+    with engine(base, repo, pipeline_parallel_size=2) as llm:
+        check_mixed(llm, references)
+        states = llm.collective_rpc("steered_moe_state")
+        assert [state["layers"] for state in states] == [[1], [2, 3]]
+        llm.collective_rpc("steered_moe_set", args=(0.0,))
+        check(answer(llm, [None])[0], references["base"])
+
+
 def test_the_default_can_be_changed_and_cached_prefixes_never_mix(made: Any) -> None:
     base, repo, references = made("olmoe")
     prompt = [list(range(10, 110))]  # three blocks of the cache

@@ -117,6 +117,8 @@ def test_changes_that_make_no_sense_or_have_no_key_are_refused(
     before = ask(client, None)
     for body, status, told in (
         ({"strength": {"x": 1.0}}, 400, "there is task-soft, shared, task-hard"),
+        ({"strength": {}}, 400, "strength is empty"),
+        ({"strength": True}, 400, "strength"),
         ({"strength": "much"}, 400, "strength"),
         ({"strenght": 1.0}, 400, "strenght"),
     ):
