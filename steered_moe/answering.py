@@ -19,18 +19,19 @@ from steered_moe.errors import FormatError
 from steered_moe.sampling import Sampling
 from steered_moe.stopping import StopTexts
 
-_CHANGE_GREEDY = (
+CHANGE_GREEDY = (
     "repetition_penalty", "no_repeat_ngram_size", "encoder_repetition_penalty", "bad_words_ids",
     "min_length", "min_new_tokens", "suppress_tokens", "begin_suppress_tokens", "sequence_bias",
     "forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty",
     "guidance_scale",
 )  # fmt: skip
+"""Settings of a generation config that change greedy answers too."""
 
 
 def changes_of_greedy(model: PreTrainedModel) -> list[str]:
     """What a model's generation config holds that changes greedy answers, with its values."""
     found = model.generation_config.to_diff_dict()
-    return [f"{name} {found[name]}" for name in _CHANGE_GREEDY if name in found]
+    return [f"{name} {found[name]}" for name in CHANGE_GREEDY if name in found]
 
 
 @torch.no_grad()

@@ -30,7 +30,8 @@ def combine(
         that no steering edits are left out.
 
     Raises:
-        SteeringError: Different numbers of rows, or an expert both forced and banned.
+        SteeringError: Different numbers of rows, an expert both forced and banned, or strengths
+            so large that a product with a weight is not finite.
     """
     rows = {len(strength) for strength in strengths.values()} | {1}
     if len(rows) > 2:
@@ -42,7 +43,16 @@ def combine(
         strength = strengths[name].expand(max(rows)).unsqueeze(1)
         for row, layer in enumerate(steering.layers.tolist()):
             _add(tables.setdefault(layer, {}), steering, row, strength, layer)
+    _check_finite(tables)
     return {layer: parts for layer, parts in tables.items() if parts}
+
+
+def _check_finite(tables: Mapping[int, Mapping[str, Tensor]]) -> None:
+    for layer, parts in tables.items():
+        if not all(torch.isfinite(part).all() for part in parts.values()):
+            raise SteeringError(
+                f"layer {layer}: strength times weight is not finite; lower the strength"
+            )
 
 
 def constant_tables(repo: SteeringRepo) -> dict[int, dict[str, Tensor]]:

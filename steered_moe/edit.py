@@ -57,7 +57,9 @@ class Edit(NamedTuple):
             logits: ``(tokens, columns)`` or ``(batch, positions, columns)``, before softmax.
 
         Returns:
-            Same shape and dtype. Where all coefficients are 0 the values are those of ``logits``.
+            Same shape and dtype, finite where ``logits`` are: what would leave the range of the
+            dtype ends at its border. Where all coefficients are 0 the values are those of
+            ``logits``.
         """
         wide = torch.promote_types(logits.dtype, torch.float32)
         z = logits.to(wide).reshape(self.rows, -1, logits.shape[-1])
@@ -69,6 +71,8 @@ class Edit(NamedTuple):
             edited = torch.addcmul(edited, self.abs.unsqueeze(1).to(wide), z.abs())
         if self.none is not None:
             edited = edited + self.none.unsqueeze(1).to(wide)
+        if edited is not z:
+            edited = edited.clamp(-torch.finfo(logits.dtype).max, torch.finfo(logits.dtype).max)
         if self.force is not None:
             edited = self._forced(edited, self.force.unsqueeze(1))
         return edited.reshape(logits.shape).to(logits.dtype)

@@ -28,6 +28,10 @@ PASS_ON: Mapping[str, Any] = MappingProxyType(
 ENGINES = ("transformers", "vllm")
 _VLLM_SERVER = "steered_moe.vllm_server"
 _EXTENSION = "steered_moe.vllm_worker.WorkerExtension"
+_CONFIG = "--additional-config"
+_DECIDED = ("--model", "--revision", "--worker-extension-cls")
+_INSTEAD = {"--model": "--base-model names another base"}
+_ELSE = "the steering repo decides it; for another one start vLLM itself with --additional-config"
 
 Repo = Annotated[str, typer.Argument(help="Steering repo: a folder, a Hub id, or embedded.")]
 Engine = Annotated[str, typer.Option(help="transformers or vllm.")]
@@ -68,9 +72,10 @@ def serve(
         if engine not in ENGINES:
             raise SteeredMoEError(f"no engine {engine!r}; there are {', '.join(ENGINES)}")
         if engine == "vllm":
-            more = ["--host", host, "--port", str(port), "--dtype", dtype, *context.args]
             _only_transformers(device_map, load_in_4bit, continuous_batching)
-            _run(vllm_command(repo, strength, base_model) + more, dry_run)
+            config, given = _own_config(context.args)
+            more = ["--host", host, "--port", str(port), "--dtype", dtype, *given]
+            _run(vllm_command(repo, strength, base_model, config) + more, dry_run)
             return
         if context.args:
             raise SteeredMoEError(f"no option {context.args[0]}; with --engine vllm it is vLLM's")
@@ -85,8 +90,19 @@ def serve(
         )  # fmt: skip
 
 
-def vllm_command(repo: str, strength: float | None, base_model: str | None) -> list[str]:
+def vllm_command(
+    repo: str,
+    strength: float | None,
+    base_model: str | None,
+    config: Mapping[str, Any] = MappingProxyType({}),
+) -> list[str]:
     """vLLM's server on the base model that a steering repo names, at its revision.
+
+    Args:
+        repo: Steering repo.
+        strength: Overrides the recorded strengths.
+        base_model: Overrides the recorded base.
+        config: What else ``--additional-config`` holds.
 
     Raises:
         SteeredMoEError: The repo cannot be read, or names no base model.
@@ -100,7 +116,40 @@ def vllm_command(repo: str, strength: float | None, base_model: str | None) -> l
     command = [sys.executable, "-m", _VLLM_SERVER, "--model", name]
     command += [] if revision is None else ["--revision", revision]
     command += ["--worker-extension-cls", _EXTENSION]
-    return [*command, "--additional-config", json.dumps({KEY: settings})]
+    return [*command, "--additional-config", json.dumps({**config, KEY: settings})]
+
+
+def _own_config(given: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """vLLM's options without ``--additional-config``, and what that holds: vLLM takes the last one
+    of several, which would leave the steering out.
+
+    Raises:
+        SteeredMoEError: It is no JSON object, or an option that the steering repo decides.
+    """
+    config: dict[str, Any] = {}
+    left, options = [], iter(given)
+    for option in options:
+        word, _, value = option.partition("=")
+        name = word.replace("_", "-")
+        if name.partition(".")[0] in _DECIDED or name.startswith(f"{_CONFIG}."):
+            raise SteeredMoEError(f"{word} is not for here: {_INSTEAD.get(name, _ELSE)}")
+        if name != _CONFIG:
+            left.append(option)
+            continue
+        config |= _json_object(value or next(options, ""))
+    return config, left
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SteeredMoEError(f"{_CONFIG} is {text!r:.80}, which is no JSON: {error}") from error
+    if not isinstance(found, dict) or KEY in found:
+        raise SteeredMoEError(
+            f"{_CONFIG} is {text!r:.80}; give a JSON object, without {KEY}: that is the repo"
+        )
+    return found
 
 
 def _only_transformers(device_map: str | None, load_in_4bit: bool, batching: bool) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel
 
+from steered_moe.asking import alike, sampled, validated
+from steered_moe.cutting import answered
 from steered_moe.embedded import named_repo
 from steered_moe.errors import SteeredMoEError
 from steered_moe.intervention import attach_all, attached
@@ -144,10 +146,16 @@ def _server() -> Callable[..., Any]:
 @contextmanager
 def _replaced(models: Mapping[str, PreTrainedModel], tokenizer: Any) -> Iterator[None]:
     """Let `Serve` make a manager and a state of ours, and parse answers only where it can."""
-    from transformers.cli.serving import model_manager, server, utils
+    from transformers.cli.serving import chat_completion, completion, model_manager, server, utils
 
     ours: dict[tuple[Any, str], Callable[[Any], Any]] = {
         (model_manager, "ModelManager"): partial(_manager, models=models, tokenizer=tokenizer),
+        (utils.BaseHandler, "_resolve_model"): partial(_named, models=models),
+        (utils.BaseHandler, "_validate_request"): validated,
+        (utils.BaseHandler, "_build_generation_config"): sampled,
+        (utils.CBGenerateManager, "init_cb"): alike,
+        (chat_completion.ChatCompletionHandler, "handle_request"): answered,
+        (completion.CompletionHandler, "handle_request"): answered,
         (utils, "GenerationState"): _state,
         (utils, "get_response_template"): _template,
         (utils.GenerateManager, "generate_non_streaming"): stoppable,
@@ -186,11 +194,11 @@ def _manager(parent: type, models: Mapping[str, PreTrainedModel], tokenizer: Any
         """Two models that are loaded already."""
 
         def load_model_and_processor(self, name: str, *args: Any, **kwargs: Any) -> Any:
-            known = name.removesuffix(_MAIN)
-            if known not in models:
-                names = ", ".join(models)
-                raise HTTPException(404, f"there is no model {known!r}; there are {names}")
-            return models[known], tokenizer
+            found = _known(name, models)
+            if found is None:
+                asked, names = name.removesuffix(_MAIN), ", ".join(models)
+                raise HTTPException(404, f"there is no model {asked!r}; there are {names}")
+            return models[found], tokenizer
 
         def get_gen_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:
             about = {"object": "model", "owned_by": "steered-moe", "created": 0}
@@ -200,6 +208,21 @@ def _manager(parent: type, models: Mapping[str, PreTrainedModel], tokenizer: Any
             """The models stay, whatever asks for it."""
 
     return Models
+
+
+def _known(name: str, models: Container[str]) -> str | None:
+    """The name of a model for one that the server has perhaps put a revision behind."""
+    return next((x for x in (name, name.removesuffix(_MAIN)) if x in models), None)
+
+
+def _named(original: Callable[..., Any], models: Container[str]) -> Callable[..., Any]:
+    """``_resolve_model`` of a handler: answers name the model as its client did."""
+
+    def resolve(self: Any, body: Any) -> Any:
+        name, *found = original(self, body)
+        return (_known(name, models) or name, *found)
+
+    return resolve
 
 
 def _state(parent: type) -> type:

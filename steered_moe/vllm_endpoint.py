@@ -15,7 +15,7 @@ from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, ConfigDict
 
 from steered_moe.errors import SteeredMoEError
-from steered_moe.vllm_settings import by_name_checked, engine_settings
+from steered_moe.vllm_settings import by_name_checked, settings_of
 
 PATH = "/v1/steered_moe"
 
@@ -57,8 +57,6 @@ class Endpoint:
         Steerings that a mapping does not name keep what they have.
         """
         settings = self._settings()
-        if asked.strength == {}:
-            raise HTTPException(400, "strength is empty; give a number, or numbers by name")
         now = (await self._engine.collective_rpc("steered_moe_state"))[0]["strengths"]
         try:
             strengths = by_name_checked(asked.strength, now)
@@ -70,7 +68,7 @@ class Endpoint:
 
     def _settings(self) -> Any:
         config = self._engine.vllm_config
-        settings = engine_settings(config.additional_config)
+        settings = settings_of(config)
         if settings is None:
             raise HTTPException(400, "this engine steers nothing; start it with a steering repo")
         if not config.parallel_config.worker_extension_cls:

@@ -23,6 +23,7 @@ METHOD = "_apply_quant_method"
 """Method of a vLLM MoE layer that has the router logits as its second argument."""
 
 _BUFFER = "steered_moe_"
+_SOFTMAX_STEP = 1e-6
 _TOKENS = "steered_moe_tokens"
 
 
@@ -204,11 +205,12 @@ def _lowered(logits: Tensor, force: Tensor, top_k: int) -> Tensor:
     """Where force fills all places, other experts lie one step below the forced ones.
 
     Forced experts share the token's maximum with the expert that had it, which would take a place
-    from one of them. What is lowered is not selected.
+    from one of them. What is lowered is not selected. The step is one that a softmax in float32
+    shows too, for kernels that rank after it.
     """
     full = (force > 0).sum(dim=-1, keepdim=True) >= top_k
     highest = logits.amax(dim=-1, keepdim=True)
-    step = torch.finfo(logits.dtype).eps * highest.abs() + torch.finfo(logits.dtype).tiny
+    step = (torch.finfo(logits.dtype).eps * highest.abs()).clamp(min=_SOFTMAX_STEP)
     below = torch.minimum(logits, highest - step)
     return torch.where(full & (force <= 0), below, logits)
 

@@ -9,7 +9,7 @@ is refused when it asks for steering.
 
 from __future__ import annotations
 
-import inspect
+import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
@@ -17,10 +17,10 @@ from typing import Any
 from steered_moe.errors import InterventionError, SteeredMoEError
 from steered_moe.vllm_points import (
     BATCH,
+    BEAMS,
     CALL,
     FRONT,
     LAYER,
-    LOADED,
     REQUEST,
     RUNNER,
     START,
@@ -28,14 +28,8 @@ from steered_moe.vllm_points import (
     check_release,
     owner_of,
 )
-from steered_moe.vllm_settings import KEY, EngineSettings, engine_settings, is_profiling
-from steered_moe.vllm_worker import (
-    SETTERS,
-    check_worker,
-    counted_layers,
-    stage,
-    steered_layers,
-)
+from steered_moe.vllm_settings import KEY, EngineSettings, is_profiling, settings_of
+from steered_moe.vllm_worker import SETTERS, check_worker, counted_layers, steered_layers
 
 _WRAPPED = "_steered_moe_wraps"
 
@@ -43,7 +37,7 @@ _WRAPPED = "_steered_moe_wraps"
 def register() -> None:
     """What vLLM calls in each process, more than once perhaps."""
     wrappers: dict[Point, Callable[..., Any]] = {
-        **{RUNNER: _unsupported, LAYER: _layer, LOADED: _loaded, BATCH: _batch},  # in workers
+        **{RUNNER: _unsupported, LAYER: _layer, BATCH: _batch},  # in workers
         **{FRONT: _front, REQUEST: _request, START: _start, CALL: _call},
     }
     for point, wrapper in wrappers.items():
@@ -93,20 +87,6 @@ def _layer(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     layers.install(self, self.layer_id)
 
 
-def _loaded(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-    """A model is loaded: nothing may be missing."""
-    model = original(self, *args, **kwargs)
-    bound = inspect.signature(original).bind(self, *args, **kwargs).arguments
-    layers = steered_layers(bound["vllm_config"])
-    if layers is not None:
-        layers.check_complete(stage(bound["vllm_config"]))
-        layers.set_default(layers.strengths)
-    counted = counted_layers(bound["vllm_config"])
-    if counted is not None:
-        counted.check_complete()
-    return model
-
-
 def _batch(original: Any, self: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
     """A forward pass is prepared: say which token belongs to which request's strengths."""
     layers = steered_layers(self.vllm_config)
@@ -129,7 +109,7 @@ def _asked(runner: Any, request_id: str) -> dict[str, float] | None:
 def _front(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     """An engine starts, here in the caller's process: refuse what cannot be steered."""
     original(self, *args, **kwargs)
-    settings = engine_settings(self.vllm_config.additional_config)
+    settings = settings_of(self.vllm_config)
     profiling = is_profiling(self.vllm_config.additional_config)
     if settings is not None or profiling:
         check_release()
@@ -137,10 +117,30 @@ def _front(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
         _check_profiling(self.vllm_config)
     if settings is None:
         return
+    _refuse_in_beams()
     from steered_moe.base_model import check_base
 
     model = self.vllm_config.model_config
     check_base(settings.repo, model.hf_config, bool(model.trust_remote_code))
+
+
+def _refuse_in_beams() -> None:
+    """vLLM's beam search takes no extra arguments of a request; over HTTP they would be lost."""
+    for point in BEAMS:
+        if point.module in sys.modules:
+            _wrap(point, _beams)
+
+
+def _beams(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    if KEY in (self.vllm_xargs or {}):
+        from vllm.exceptions import VLLMValidationError
+
+        raise VLLMValidationError(
+            f"beam search has the engine's strength for all requests; leave {KEY} out, or "
+            "use_beam_search",
+            parameter=KEY,
+        )
+    return original(self, *args, **kwargs)
 
 
 def _check_profiling(vllm_config: Any) -> None:
@@ -160,7 +160,7 @@ def _request(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     request = original(self, *args, **kwargs)
     params = request.sampling_params
     asked = (params.extra_args or {}).get(KEY) if params is not None else None
-    settings = engine_settings(self.vllm_config.additional_config)
+    settings = settings_of(self.vllm_config)
     if asked is None:
         if settings is not None:  # other engines may share a cache outside
             request.cache_salt = _salt(request, settings, "default", settings.strengths)
@@ -197,11 +197,12 @@ def _of_request(settings: EngineSettings | None, asked: Any, vllm_config: Any) -
     return settings.of_request(asked)
 
 
-def _start(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
-    """The engine is up: run each edit once."""
-    original(self, *args, **kwargs)
-    if engine_settings(self.vllm_config.additional_config) is not None:
+def _start(original: Any, self: Any, vllm_config: Any) -> Any:
+    """Workers are ready: switch steering on, and run each edit once."""
+    result = original(self, vllm_config)
+    if settings_of(vllm_config) is not None or is_profiling(vllm_config.additional_config):
         self.model_executor.collective_rpc(check_worker)
+    return result
 
 
 def _call(original: Any, self: Any, method: Any, *args: Any, **kwargs: Any) -> Any:

@@ -37,18 +37,25 @@ class Point(NamedTuple):
 _RUNNER = "vllm.model_executor.layers.fused_moe.runner.moe_runner"
 LAYER = Point(_RUNNER, "MoERunner", "__init__", ("layer_name", "router"))
 LOGITS = Point(_RUNNER, "MoERunner", METHOD, ("hidden_states", "router_logits"))
-LOADED = Point("vllm.model_executor.model_loader.base_loader", "BaseModelLoader", "load_model",
-               ("vllm_config", "model_config"))  # fmt: skip
 BATCH = Point("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", PREPARE,
               ("scheduler_output", "num_scheduled_tokens"))  # fmt: skip
 FRONT = Point("vllm.v1.engine.input_processor", "InputProcessor", "__init__", ("vllm_config",))
 REQUEST = Point("vllm.v1.engine.input_processor", "InputProcessor", "process_inputs", ("params",))
-START = Point("vllm.v1.engine.core", "EngineCore", "__init__", ("vllm_config",))
+START = Point("vllm.v1.engine.core", "EngineCore", "_initialize_kv_caches", ("vllm_config",))
+"""The last thing that workers do before an engine is up. Its __init__ is the one that loads
+plugins, so in a process of its own it runs unwrapped."""
 CALL = Point("vllm.v1.engine.core", "EngineCore", "collective_rpc", ("method",))
 ROUTED = Point("vllm.model_executor.layers.fused_moe.router.base_router", "BaseRouter", CAPTURE,
                ("capture_fn",))  # fmt: skip
 RUNNER = Point("vllm.config.vllm", "VllmConfig", "_get_v2_model_runner_unsupported_features", ())
-POINTS = (RUNNER, LAYER, LOGITS, ROUTED, LOADED, BATCH, FRONT, REQUEST, START, CALL)
+_OPENAI = "vllm.entrypoints.openai"
+_TO_BEAMS = "to_beam_search_params"
+BEAMS = (
+    Point(f"{_OPENAI}.completion.protocol", "CompletionRequest", _TO_BEAMS, ()),
+    Point(f"{_OPENAI}.chat_completion.protocol", "ChatCompletionRequest", _TO_BEAMS, ()),
+)
+"""Of the HTTP server alone."""
+POINTS = (RUNNER, LAYER, LOGITS, ROUTED, BATCH, FRONT, REQUEST, START, CALL)
 
 
 def missing() -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+from threading import Event
 from typing import Any
 
 _SERVER = "vllm.entrypoints.openai.api_server"
@@ -27,16 +28,27 @@ def main() -> None:
 
 
 def _watch(died: list[BaseException]) -> None:
-    """Note what vLLM tells all waiting requests when its engine dies."""
+    """Note what vLLM tells all waiting requests when its engine dies.
+
+    An engine that is told to end may report its end in the same way.
+    """
+    from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.output_processor import OutputProcessor
 
-    original = OutputProcessor.propagate_error
+    told, ending = OutputProcessor.propagate_error, AsyncLLM.shutdown
+    asked = Event()
 
     def noted(self: Any, error: BaseException) -> Any:
-        died.append(error)
-        return original(self, error)
+        if not asked.is_set():
+            died.append(error)
+        return told(self, error)
+
+    def ended(self: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.set()
+        return ending(self, *args, **kwargs)
 
     OutputProcessor.propagate_error = noted
+    AsyncLLM.shutdown = ended
 
 
 if __name__ == "__main__":

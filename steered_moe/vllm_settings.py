@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -22,8 +23,10 @@ KEY = "steered_moe"
 """Of ``--additional-config``, and of a request's extra arguments."""
 
 _PROFILE = "profile"
-_ENGINE_FIELDS = ("repo_id", "revision", "strength", "steering", "fingerprint", _PROFILE)
+_FINGERPRINT = "fingerprint"
+_ENGINE_FIELDS = ("repo_id", "revision", "strength", "steering", _FINGERPRINT, _PROFILE)
 _REQUEST_FIELDS = ("strength", "name")
+_ATTRIBUTE = "_steered_moe_settings"
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,13 @@ class EngineSettings:
 
     @cached_property
     def strengths(self) -> dict[str, float]:
-        """Name -> strength of a request that says nothing."""
-        names = self.steerings
-        return {n: float(as_rows(s)) for n, s in zip(names, self.repo.strengths, strict=True)}
+        """Name -> strength of a request that says nothing.
+
+        Raises:
+            SteeringError: A steering has several.
+        """
+        given: dict[str, Any] = dict(zip(self.steerings, self.repo.strengths, strict=True))
+        return by_name_checked(given, given)
 
     @cached_property
     def layers(self) -> set[int]:
@@ -55,14 +62,17 @@ class EngineSettings:
     @cached_property
     def fingerprint(self) -> str:
         """Changes with every steering, for keys of caches."""
-        return ",".join(one.fingerprint for one in self.repo.steerings)
+        parts = ",".join(one.fingerprint for one in self.repo.steerings)
+        return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
     def of_request(self, asked: Any) -> dict[str, float]:
         """Strengths that a request asks for, without those of 0.
 
         Args:
             asked: Its extra argument ``steered_moe``: a strength for all steerings, or a mapping
-                with ``strength``, ``name`` or both, which over HTTP may be a JSON string.
+                with ``strength``, ``name`` or both, which over HTTP may be a JSON string. What a
+                ``name``, or a mapping of strengths, leaves out is off. A name without a strength
+                has the one that the engine was started with.
 
         Raises:
             SteeringError: An unknown field or name, a strength that is not a finite number, or
@@ -76,13 +86,13 @@ class EngineSettings:
 
     def _named(self, fields: Mapping[str, Any]) -> dict[str, float]:
         known = self.strengths
-        name, strength = fields.get("name"), fields.get("strength")
-        if name is None:
-            return by_name_checked(0.0 if strength is None else strength, known)
+        off = dict.fromkeys(known, 0.0)
+        if "name" not in fields:
+            return by_name_checked(fields["strength"], off)
+        name = fields["name"]
         if name not in known:
             raise SteeringError(f"no steering named {name!r}; there is {', '.join(known)}")
-        own = known[name] if strength is None else strength
-        return by_name_checked({name: own}, {name: own})
+        return by_name_checked({name: fields.get("strength", known[name])}, off)
 
     def check(self, strengths: Mapping[str, float]) -> None:
         """Refuse strengths under which steerings contradict each other."""
@@ -107,6 +117,8 @@ def by_name_checked(strength: Any, known: Mapping[str, float]) -> dict[str, floa
     Raises:
         SteeringError: An unknown name, several rows, or no finite number.
     """
+    if strength == {}:
+        raise SteeringError("strength is empty; give a number, or numbers by name")
     found: dict[str, float] = {}
     for name, value in by_name(strength, known).items():
         if len(rows := as_rows(value)) != 1:
@@ -119,14 +131,20 @@ def _request_fields(asked: Any) -> Mapping[str, Any]:
     if isinstance(asked, str):
         try:
             asked = json.loads(asked)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise SteeringError(f"{KEY} is {asked!r:.80}, which is no JSON: {error}") from error
-    if isinstance(asked, Mapping):
-        _refuse_unknown(asked, _REQUEST_FIELDS, "a request")
-        if not asked:
-            raise SteeringError(f"{KEY} is empty; give strength, name or both")
-        return asked
-    return {"strength": asked}
+    fields = asked if isinstance(asked, Mapping) else {"strength": asked}
+    _refuse_unknown(fields, _REQUEST_FIELDS, "a request")
+    if not fields:
+        raise SteeringError(f"{KEY} is empty; give strength, name or both")
+    if nothing := [name for name, value in fields.items() if value is None]:
+        raise SteeringError(f"{nothing[0]} of {KEY} is null; give a value, or leave it out")
+    if not isinstance(fields.get("name", ""), str):
+        raise SteeringError(
+            f"name is {fields['name']!r:.80}; give one name, or a strength for each of several: "
+            '{"strength": {"NAME": 1.0, "OTHER": 0.5}}'
+        )
+    return fields
 
 
 def _refuse_unknown(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
@@ -135,19 +153,52 @@ def _refuse_unknown(given: Mapping[str, Any], known: tuple[str, ...], where: str
         raise SteeringError(f"{KEY} of {where} has no field {unknown[0]!r}; it has {fields}")
 
 
+def settings_of(vllm_config: Any) -> EngineSettings | None:
+    """Settings of an engine, read once in its first process and handed on with its configuration.
+
+    Raises:
+        SteeringError: As `engine_settings`.
+        FormatError: The repo is damaged.
+    """
+    if not hasattr(vllm_config, _ATTRIBUTE):
+        found = engine_settings(vllm_config.additional_config)
+        object.__setattr__(vllm_config, _ATTRIBUTE, found)
+        if found is not None:  # part of the key of compiled code; the caller's mapping stays
+            fields = {**(_engine_fields(vllm_config.additional_config) or {})}
+            marked = {**fields, _FINGERPRINT: found.fingerprint}
+            config = {**vllm_config.additional_config, KEY: marked}
+            object.__setattr__(vllm_config, "additional_config", config)
+    settings: EngineSettings | None = getattr(vllm_config, _ATTRIBUTE)
+    return settings
+
+
 def engine_settings(additional_config: Any) -> EngineSettings | None:
     """Settings of an engine, from what ``--additional-config`` holds; None where it steers nothing.
 
     Raises:
-        SteeringError: An unknown field, or no repo.
+        SteeringError: An unknown field, no repo, a value that is none, strengths that contradict
+            each other, or the repo is not the one that another process of the engine has read.
         FormatError: The repo is damaged.
     """
     fields = _engine_fields(additional_config)
     if fields is None or set(fields) == {_PROFILE}:
         return None
-    if not isinstance(fields.get("repo_id"), str):
+    repo_id = fields.get("repo_id")
+    if repo_id is None:
         raise SteeringError(f"{KEY} of --additional-config names no repo_id")
-    return _settings(json.dumps(fields, sort_keys=True))
+    for name in ("repo_id", "revision", "steering", _FINGERPRINT):
+        if not isinstance(fields.get(name, ""), str):
+            raise SteeringError(f"{name} of {KEY} is {fields[name]!r:.80}; give a string")
+    repo = read_repo(hub.fetch(repo_id, fields.get("revision"))).only(fields.get("steering"))
+    if fields.get("strength") is not None:
+        repo = repo.at(fields["strength"])
+    found = EngineSettings(repo)
+    found.check(found.strengths)
+    if fields.get(_FINGERPRINT, found.fingerprint) != found.fingerprint:
+        raise SteeringError(
+            f"{repo_id} has changed since another process of this engine read it; start it again"
+        )
+    return found
 
 
 def is_profiling(additional_config: Any) -> bool:
@@ -171,13 +222,3 @@ def _engine_fields(additional_config: Any) -> dict[str, Any] | None:
         raise SteeringError(f"{KEY} is {given!r:.80}; give a repo_id, or a mapping that has one")
     _refuse_unknown(fields, _ENGINE_FIELDS, "--additional-config")
     return dict(fields)
-
-
-@lru_cache(maxsize=8)
-def _settings(text: str) -> EngineSettings:
-    fields = json.loads(text)
-    folder = hub.fetch(fields["repo_id"], fields.get("revision"))
-    repo = read_repo(folder).only(fields.get("steering"))
-    if fields.get("strength") is not None:
-        repo = repo.at(fields["strength"])
-    return EngineSettings(repo)

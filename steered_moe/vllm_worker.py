@@ -7,7 +7,7 @@ from typing import Any
 from steered_moe.errors import InterventionError
 from steered_moe.vllm_counts import CountedLayers
 from steered_moe.vllm_layers import METHOD, SteeredLayers
-from steered_moe.vllm_settings import KEY, engine_settings, is_profiling
+from steered_moe.vllm_settings import is_profiling, settings_of
 
 SETTERS = ("steered_moe_set",)
 """Methods of workers after which cached prefixes are stale."""
@@ -44,18 +44,10 @@ def _most_tokens(vllm_config: Any) -> int:
     return max(int(vllm_config.scheduler_config.max_num_batched_tokens), int(largest))
 
 
-def _mapping(given: Any) -> dict[str, Any]:
-    return {"repo_id": given} if isinstance(given, str) else dict(given)
-
-
 def _new_layers(vllm_config: Any) -> SteeredLayers | None:
-    settings = engine_settings(vllm_config.additional_config)
+    settings = settings_of(vllm_config)
     if settings is None:
         return None
-    vllm_config.additional_config[KEY] = {  # part of the key of compiled code
-        **_mapping(vllm_config.additional_config[KEY]),
-        "fingerprint": settings.fingerprint,
-    }
     uniform = vllm_config.parallel_config.data_parallel_size > 1
     slots = 1 if uniform else vllm_config.scheduler_config.max_num_seqs + 1
     return SteeredLayers(settings, slots, _most_tokens(vllm_config), uniform)
@@ -67,29 +59,38 @@ def stage(vllm_config: Any) -> range:
     return range(start, end)
 
 
-def check_worker(worker: Any) -> list[int]:
-    """Run two tokens through a worker's model, outside compiled code.
+def check_worker(worker: Any) -> None:
+    """Switch steering on in a worker whose model is loaded, by any loader, and make sure of it.
 
     Raises:
-        InterventionError: The edit of a layer did not run.
+        InterventionError: A layer is missing, its edit does not run, or it cannot be counted.
     """
     runner = worker.model_runner
+    counted = counted_layers(runner.vllm_config)
+    if counted is not None:
+        counted.check_complete()
     layers = steered_layers(runner.vllm_config)
     if layers is None:
-        return []
+        return
     if not hasattr(runner, PREPARE):
         raise InterventionError(
             f"strengths of requests do not reach {type(runner).__module__}; start with "
             "VLLM_USE_V2_MODEL_RUNNER=0, or without that variable"
         )
+    layers.check_complete(stage(runner.vllm_config))
+    layers.set_default(layers.strengths)
+    _run_once(runner)
+    layers.check_fired()
+
+
+def _run_once(runner: Any) -> None:
+    """Two tokens through a worker's model, outside compiled code."""
     compiled = [m for m in runner.model.modules() if getattr(m, _EAGER, True) is False]
     for module in compiled:
         setattr(module, _EAGER, True)
     runner._dummy_run(2)
     for module in compiled:
         setattr(module, _EAGER, False)
-    layers.check_fired()
-    return sorted(layers.fired)
 
 
 class WorkerExtension:

@@ -26,7 +26,7 @@ from steered_moe.answering import answers
 from steered_moe.cli import app
 from steered_moe.embedded import embedded_model
 from steered_moe.intervention import attached
-from steered_moe.serving import by_name
+from steered_moe.serving import _known, by_name
 from steered_moe.tasks import task
 
 openai = pytest.importorskip("openai", reason="the server's packages are not installed")
@@ -175,12 +175,69 @@ def test_a_client_that_leaves_frees_its_place(client: Any, stream: bool) -> None
     assert time.monotonic() - begin < 2 * whole
 
 
-def test_stop_ends_an_answer(client: Any, request: pytest.FixtureRequest) -> None:
-    if "continuous" in request.node.name:
-        pytest.skip("transformers ignores stop in continuous batching")
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_ends_before_a_stop_text(client: Any, stream: bool) -> None:
+    """As at OpenAI, and unlike transformers, whose answer has it, or goes on in a batch."""
     whole = ask(client, "base", SWAHILI[0]).choices[0].message.content
-    cut = ask(client, "base", SWAHILI[0], stop=["="]).choices[0].message.content
-    assert cut == whole[: whole.index("=") + 1] != whole
+    for stop in (whole[2:5], ["never", whole[3]]):
+        first = whole.index(stop if isinstance(stop, str) else stop[1])
+        found, reason = _said(ask(client, "base", SWAHILI[0], stop=stop, stream=stream), stream)
+        assert (found, reason) == (whole[:first], "stop")
+    assert _said(ask(client, "base", SWAHILI[0], stop="never", stream=stream), stream)[0] == whole
+    given = {"model": "base", "prompt": "Tom has", "max_tokens": 12, "temperature": 0}
+    text = client.completions.create(**given).choices[0].text
+    stop = text[4:6]
+    parts = client.completions.create(**given, stop=stop, stream=stream)
+    cut = "".join(x.choices[0].text for x in parts) if stream else parts.choices[0].text
+    assert cut == text[: text.index(stop)]
+
+
+def _said(done: Any, stream: bool) -> tuple[str, str]:
+    """The text of an answer, and why it ended."""
+    if not stream:
+        return done.choices[0].message.content, done.choices[0].finish_reason
+    parts = [part.choices[0] for part in done]
+    return "".join(one.delta.content or "" for one in parts), parts[-1].finish_reason
+
+
+def test_what_the_server_would_ignore_is_refused(client: Any) -> None:
+    for asked, told in (
+        ({"n": 2}, "n=2 is not supported"),
+        ({"logprobs": True}, "logprobs=True is not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format="),
+        ({"top_p": 0.5}, "top_p=0.5 has no effect on greedy answers"),
+        ({"max_tokens": "many"}, "max_tokens='many' is no int"),
+        ({"temperature": True}, "temperature=True is no int or float"),
+        ({"extra_body": {"messages": []}}, "give a list of one turn or more"),
+        ({"extra_body": {"model": None}}, "the request has no model"),
+    ):
+        with pytest.raises(openai.BadRequestError) as error:
+            ask(client, "base", "Tom has 3 apples.", **asked)
+        assert told in error.value.response.text
+    harmless = {"n": 1, "logprobs": False, "user": "me", "response_format": {"type": "text"}}
+    assert ask(client, "base", SWAHILI[0], **harmless).model == "base"
+
+
+def test_a_temperature_samples(client: Any, request: pytest.FixtureRequest) -> None:
+    """The model's own generation config is greedy."""
+    if "continuous" in request.node.name:
+        with pytest.raises(openai.BadRequestError) as error:
+            ask(client, "base", SWAHILI[0], temperature=5.0)
+        assert "all requests sample as the first one did" in error.value.response.text
+        return
+    for temperature, several in ((5.0, True), (0, False)):
+        said = {
+            ask(client, "base", SWAHILI[0], temperature=temperature).choices[0].message.content
+            for _ in range(4)
+        }
+        assert (len(said) > 1) == several
+
+
+def test_a_name_may_look_like_one_with_a_revision() -> None:
+    assert _known("user/x@main", {"user/x@main": 0}) == "user/x@main"
+    assert _known("user/x@main@main", {"user/x@main": 0}) == "user/x@main"
+    assert _known("user/x@main", {"user/x": 0}) == "user/x"
+    assert _known("user/y", {"user/x": 0}) is None
 
 
 def test_base_and_steered_share_their_weights(repo: Path) -> None:
@@ -207,7 +264,18 @@ def test_the_command_for_vllm_names_base_revision_and_steering(repo: Path) -> No
     config = json.loads(words[words.index("--additional-config") + 1])
     assert config == {"steered_moe": {"repo_id": str(repo), "strength": 0.5}}
     assert words[-2:] == ["--max-model-len", "512"]
+    own = ["--additional-config", '{"other": 1}', "--seed=3"]
+    words = shlex.split(CliRunner().invoke(app, [*asked, *own]).output)
+    config = json.loads(words[words.index("--additional-config") + 1])
+    assert config == {"other": 1, "steered_moe": {"repo_id": str(repo), "strength": 0.5}}
+    assert words.count("--additional-config") == 1
+    assert words[-1] == "--seed=3"
     for wrong, told in (
+        (["--engine", "vllm", "--additional-config", '{"steered_moe": {}}'], "without steered_moe"),
+        (["--engine", "vllm", "--additional_config=no"], "is no JSON"),
+        (["--engine", "vllm", "--additional-config.steered_moe.strength", "0"], "not for here"),
+        (["--engine", "vllm", "--model", "other"], "--base-model names another base"),
+        (["--engine", "vllm", "--revision=v1"], "the steering repo decides it"),
         (["--engine", "other"], "there are transformers, vllm"),
         (["--engine", "vllm", "--load-in-4bit"], "is for the transformers engine"),
         (["--max-model-len", "5"], "no option --max-model-len"),

@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import openai
+from starting import CPU
 
 OPTIONS = ["--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "8", "--enforce-eager"]
-CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-       "VLLM_NO_USAGE_STATS": "1"}  # fmt: skip
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 import vllm
 from checkpoints import write_base, write_repo
 from servers import serving
-from test_vllm_engine import engine
+from starting import engine
 from vllm.config import VllmConfig
 
 from steered_moe import RouterSteering

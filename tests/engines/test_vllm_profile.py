@@ -11,7 +11,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed; make engines runs the
 
 import torch
 from checkpoints import FAMILIES, write_base, write_repo
-from test_vllm_engine import engine
+from starting import engine
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steered_moe import SteeredMoEForCausalLM
