@@ -10,6 +10,7 @@ import pytest
 import torch
 from architectures import EXPERTS, build, moe_model_types
 from conftest import HUB
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -59,6 +60,9 @@ def test_a_plain_checkpoint_answers_as_the_steered_model(tmp_path: Path):
     changed = {name for name in base if not torch.equal(base[name], baked[name])}
     assert changed == {f"model.layers.{layer}.mlp.router.bias" for layer in (1, 2)} == set(errors)
     assert base.keys() == baked.keys()
+    for file in (tmp_path / "baked").glob("*.safetensors"):  # loaders look for {"format": "pt"}
+        with safe_open(file, "pt") as mine, safe_open(tmp_path / "base" / file.name, "pt") as old:
+            assert mine.metadata() == old.metadata()
     kept = json.loads((tmp_path / "baked" / "config.json").read_text())
     assert kept == json.loads((tmp_path / "base" / "config.json").read_text())
     assert constant().fingerprint in (tmp_path / "baked" / "README.md").read_text()

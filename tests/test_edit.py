@@ -48,6 +48,17 @@ def test_zero_coefficients_change_no_bit(dtype):
     assert not torch.equal(Edit(EXPERTS, std=WEIGHTS).logits(logits), logits)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_no_strength_leads_out_of_the_range_of_the_dtype(dtype):
+    """An infinite logit would make NaN of the token, and of what shares a cache with it."""
+    logits, large = LOGITS.to(dtype), torch.full((1, EXPERTS), 3e38)
+    for scale in ("std", "abs", "none"):
+        edited = Edit(EXPERTS, **{scale: large}).logits(logits)
+        assert edited.isfinite().all()
+        assert edited.softmax(dim=-1).isfinite().all()
+        assert scale == "none" or (edited == torch.finfo(dtype).max).any()
+
+
 def test_force_sets_maximum_and_below_minimum_of_the_soft_edit():
     force = torch.zeros(1, EXPERTS, dtype=torch.int8)
     force[0, 2], force[0, 5] = 1, -1

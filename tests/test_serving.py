@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,9 @@ from steered_moe.answering import answers
 from steered_moe.cli import app
 from steered_moe.embedded import embedded_model
 from steered_moe.intervention import attached
+from steered_moe.serve_command import vllm_command
 from steered_moe.serving import _known, by_name
+from steered_moe.storage import read_repo
 from steered_moe.tasks import task
 
 openai = pytest.importorskip("openai", reason="the server's packages are not installed")
@@ -255,7 +259,22 @@ def test_base_and_steered_share_their_weights(repo: Path) -> None:
         assert not torch.equal(base(ids).logits, steered(ids).logits)
 
 
-def test_the_command_for_vllm_names_base_revision_and_steering(repo: Path) -> None:
+def test_the_command_for_vllm_has_the_recorded_revision(repo: Path, tmp_path: Path) -> None:
+    shutil.copytree(repo, tmp_path / "repo")
+    found = read_repo(repo)
+    pinned = {**found.base, "base_model_name_or_path": "user/base", "base_model_revision": "v2"}
+    replace(found, base=pinned).write(tmp_path / "repo")
+    command = vllm_command(str(tmp_path / "repo"), None, None)
+    assert command[command.index("--model") : command.index("--model") + 4] == [
+        "--model", "user/base", "--revision", "v2",
+    ]  # fmt: skip
+    extension = command[command.index("--worker-extension-cls") + 1]
+    assert extension == "steered_moe.vllm_worker.WorkerExtension"
+    other = vllm_command(str(tmp_path / "repo"), None, "user/copy@v3")
+    assert other[other.index("--model") + 1 :][:3] == ["user/copy", "--revision", "v3"]
+
+
+def test_the_command_for_vllm_names_base_and_steering(repo: Path) -> None:
     asked = ["serve", str(repo), "--engine", "vllm", "--strength", "0.5", "--dry-run"]
     done = CliRunner().invoke(app, [*asked, "--max-model-len", "512"])
     assert done.exit_code == 0, done.output

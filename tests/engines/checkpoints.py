@@ -70,11 +70,13 @@ def write_repo(base: Path, folder: Path, force: bool) -> Path:
 
 
 @torch.no_grad()
-def reference(repo: Path, strength: Any, length: int) -> list[tuple[list[int], list[float]]]:
+def reference(
+    repo: Path, strength: Any, length: int, prompts: Any = PROMPTS
+) -> list[tuple[list[int], list[float]]]:
     """Greedy tokens of each prompt by the transformers wrapper, and their log-probabilities."""
     model = SteeredMoEForCausalLM.from_pretrained(repo, strength=strength, dtype=torch.float32)
     answers = []
-    for prompt in PROMPTS:
+    for prompt in prompts:
         ids = list(prompt)
         chances = []
         for _ in range(length):

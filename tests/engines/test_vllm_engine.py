@@ -5,6 +5,7 @@ These tests need an environment with vLLM, which ``make engines`` builds; the ot
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from vllm.exceptions import VLLMValidationError
 
 from steered_moe.baking import bake
 from steered_moe.errors import BaseModelError, InterventionError, SteeredMoEError
+from steered_moe.vllm_layers import SteeredLayers
 from steered_moe.vllm_points import missing
 
 LENGTH = 6
@@ -92,9 +94,15 @@ def check(found: list[Any], expected: list[Any]) -> None:
 
 
 def check_mixed(llm: LLM, references: dict[str, Any]) -> None:
-    """All strengths in one batch, each as in a model of its own; and they do differ."""
+    """All strengths in one batch, each as in a model of its own; and they do differ.
+
+    One of them is absurdly large, which must not reach the others.
+    """
     names = list(references)
-    for name, found in zip(names, answer(llm, [ASKED[name] for name in names]), strict=True):
+    asked = [ASKED[name] for name in names]
+    answers = answer(llm, [{"name": "std", "strength": 1e30}, *asked])
+    assert all(math.isfinite(value) for _, values, _ in answers[0] for value in values)
+    for name, found in zip(names, answers[1:], strict=True):
         check(found, references[name])
         if name != "base":
             with pytest.raises(AssertionError):
@@ -168,6 +176,7 @@ def test_requests_that_ask_for_nonsense_are_refused(made: Any) -> None:
             (float("nan"), "must be finite"),
             ([1.0, 2.0], "give one number"),
             ({}, "is empty"),
+            (3e38, "strength times weight is not finite"),
         ):
             with pytest.raises(VLLMValidationError, match=told):
                 answer(llm, [asked])
@@ -212,15 +221,100 @@ def test_force_in_a_router_with_a_correction_bias_is_refused(made: Any, tmp_path
         pass
 
 
-def test_experts_that_transformers_selects_are_refused(made: Any) -> None:
-    """With the transformers backend of vLLM some families hand logits over, and others do not."""
+def test_experts_that_transformers_selects_are_refused(
+    made: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With the transformers backend of vLLM some families hand logits over, and others do not.
+
+    It changes classes of transformers, so it stays out of this process.
+    """
     base, repo, references = made("olmoe")
-    with engine(base, repo, model_impl="transformers") as llm:
+    with engine(base, repo, apart=True, model_impl="transformers") as llm:
         check_mixed(llm, references)
     base, repo, _ = made("granitemoe")
-    with pytest.raises(InterventionError, match="selects its experts in transformers"), \
-         engine(base, repo, model_impl="transformers"):  # fmt: skip
+    with pytest.raises(Exception, match="failed"), \
+         engine(base, repo, apart=True, model_impl="transformers"):  # fmt: skip
         pass
+    assert "selects its experts in transformers" in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [("install", r"layers \[2\] have no router"), ("_steered", "the edit of .* did not run")],
+)
+def test_a_layer_that_is_skipped_is_refused(
+    made: Any, monkeypatch: pytest.MonkeyPatch, method: str, told: str
+) -> None:
+    """As by a model that builds a layer in a way of its own, and by a kernel that goes around."""
+    base, repo, _ = made("olmoe")
+    original = getattr(SteeredLayers, method)
+
+    def skipping(self: Any, runner: Any, layer: int, *given: Any) -> Any:
+        if layer != 2:
+            return original(self, runner, layer, *given)
+        return given[-1] if given else None
+
+    monkeypatch.setattr(SteeredLayers, method, skipping)
+    with pytest.raises(InterventionError, match=told), engine(base, repo):
+        pass
+
+
+def test_a_draft_model_is_refused(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second layer of the same number is one of a draft model."""
+    base, repo, _ = made("olmoe")
+    original = SteeredLayers.install
+
+    def twice(self: Any, runner: Any, layer: int) -> None:
+        original(self, runner, layer)
+        self.layers[layer + 1] = runner
+
+    monkeypatch.setattr(SteeredLayers, "install", twice)
+    with pytest.raises(InterventionError, match="a MoE layer of a draft model"), engine(base, repo):
+        pass
+
+
+def test_strengths_take_turns_in_few_places(made: Any) -> None:
+    base, repo, _ = made("olmoe")
+    with engine(base, repo, max_num_seqs=2) as llm:
+        for pair in ((0.25, 0.5), (0.75, 1.25), (-1.0, 0.25)):
+            found = answer(llm, list(pair), PROMPTS[:1])
+            for strength, mine in zip(pair, found, strict=True):
+                check(mine, reference(repo, strength, LENGTH, PROMPTS[:1]))
+
+
+def test_a_prefix_of_the_changed_default_is_not_that_of_a_request(made: Any) -> None:
+    base, repo, _ = made("olmoe")
+    prompt = [list(range(10, 110))]
+    with engine(base, repo) as llm:
+        llm.collective_rpc("steered_moe_set", args=(0.0,))
+        answer(llm, [None], prompt)
+        [own] = answer(llm, [1.0], prompt)[0]  # the strength that the default began with
+        assert own[2] == 0
+        check([own], reference(repo, 1.0, LENGTH, prompt))
+
+
+def test_a_change_reaches_requests_that_are_running(made: Any) -> None:
+    base, repo, _ = made("olmoe")
+    prompt = list(range(10, 110))
+    with engine(base, repo) as llm:
+        params = SamplingParams(temperature=0, max_tokens=LENGTH, logprobs=1, detokenize=False,
+                                ignore_eos=True)  # fmt: skip
+        core = llm.llm_engine
+        core.add_request("running", {"prompt_token_ids": prompt}, params)
+        steps = [core.step() for _ in range(3)]
+        begun = list(steps[-1][0].outputs[0].token_ids)
+        assert 0 < len(begun) < LENGTH
+        llm.collective_rpc("steered_moe_set", args=(0.0,))
+        done: list[Any] = []
+        while core.has_unfinished_requests():
+            done = core.step() or done
+        tokens = list(done[0].outputs[0].token_ids)
+    rest = LENGTH - len(begun)
+    [(before, _)] = reference(repo, 1.0, LENGTH, [prompt])
+    [(after, _)] = reference(repo, 0.0, rest, [prompt + begun])
+    assert tokens == begun + after
+    assert tokens[: len(begun)] == before[: len(begun)]
+    assert tokens != before  # the twin
 
 
 def test_this_release_of_vllm_has_every_method_that_is_wrapped() -> None:

@@ -94,6 +94,15 @@ def test_a_request_for_something_unknown_is_a_bad_one(client: openai.OpenAI) -> 
     assert ask(client, 0.0)
 
 
+def test_beams_are_refused_a_strength_that_they_would_not_have(client: openai.OpenAI) -> None:
+    [model] = client.models.list().data
+    given = {"model": model.id, "prompt": "Tom", "max_tokens": 3, "n": 2}
+    more = {"use_beam_search": True, "vllm_xargs": {"steered_moe": 0.5}}
+    with pytest.raises(openai.BadRequestError, match="leave steered_moe out"):
+        client.completions.create(**given, extra_body=more)
+    assert client.completions.create(**given, extra_body={"use_beam_search": True}).choices
+
+
 def test_the_default_is_changed_over_http(server: tuple[openai.OpenAI, httpx.Client]) -> None:
     client, http = server
     before = ask(client, None)
