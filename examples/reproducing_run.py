@@ -17,7 +17,7 @@ from steered_moe.base_model import repo_for
 from steered_moe.cards import write_card
 from steered_moe.controls import BASE, OF, System
 from steered_moe.errors import SteeredMoEError
-from steered_moe.evaluate_command import bar, record_in, write_lines
+from steered_moe.evaluate_command import bar, record_in, settings_of, write_lines
 from steered_moe.evaluation import Evaluation
 from steered_moe.language_id import detect
 from steered_moe.results import MEAN
@@ -91,15 +91,19 @@ def _save(bench: Bench, one: Experiment, systems: Sequence[System], lines: Seque
     repo = replace(repo, steerings=steerings, strengths=strengths)
     repo.write(folder)
     write_card(repo, folder)
-    record_in(folder, results(lines, systems, {one.task.name: one.task.metric}))
+    metrics = {one.task.name: one.task.metric}
+    settings = settings_of(bench.options.out / one.name / "run")
+    record_in(folder, results(lines, systems, metrics, settings))
 
 
 def _consistency(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Share of answers that are in the language of their question, by system and language."""
-    right: dict[str, dict[str, list[bool]]] = {}
+    """Share of answers that are in the language of their question, by system and language; those
+    of numbers alone are in none and do not count, as in the metric."""
+    right: dict[str, dict[str, list[bool]]] = {BASE: {}}
     for row in rows:
-        said = detect(row["answer"]) == row["language"]
-        right.setdefault(row["system"], {}).setdefault(row["language"], []).append(said)
+        if (said := detect(row["answer"])) is not None:
+            mine = right.setdefault(row["system"], {})
+            mine.setdefault(row["language"], []).append(said == row["language"])
     return {name: {la: fmean(x) for la, x in found.items()} for name, found in right.items()}
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from steered_moe.errors import SteeringError
+from steered_moe.errors import EmptySelectionError, SteeringError
 from steered_moe.profile import RoutingProfile
 from steered_moe.provenance import check_same_model, provenance_of
 from steered_moe.settings import in_words, layers_of, number, texts, whole
@@ -245,7 +245,7 @@ def _above(
             f"none of the layers {in_words(wanted)} was profiled; there are {in_words(profiled)}"
         )
     if not chosen.any():
-        raise SteeringError(
+        raise EmptySelectionError(
             f"no expert in layers {in_words(wanted)} differs by more than {threshold}; the largest "
             f"difference there is {difference[inside].max().item():.3f}"
         )

@@ -9,6 +9,10 @@ class SteeringError(SteeredMoEError, ValueError):
     """A steering value, or a strength, that cannot be right whatever the model."""
 
 
+class EmptySelectionError(SteeringError):
+    """Settings of a method that select no expert."""
+
+
 class FormatError(SteeredMoEError, ValueError):
     """A steering repo or a profile on disk that is damaged, incomplete or too new."""
 

@@ -32,12 +32,14 @@ from steered_moe.figure import check_matplotlib
 from steered_moe.gain_plots import plot_gains
 from steered_moe.loading import check_dtype
 from steered_moe.modeling import SteeredMoEForCausalLM
-from steered_moe.results import Result, read_results, write_results
+from steered_moe.records import RUN_FILE
+from steered_moe.results import MEAN, Result, read_results, write_results
 from steered_moe.sampling import Sampling
 from steered_moe.steering import RouterSteering
 from steered_moe.storage import read_repo
-from steered_moe.summary import Line, as_json, results, summarise
-from steered_moe.tasks import task
+from steered_moe.summary import ENGLISH, Line, as_json, results, summarise
+from steered_moe.task_languages import usual
+from steered_moe.tasks import Task, task
 from steered_moe.terminal import console, errors
 
 RESULTS = "results.json"
@@ -103,17 +105,24 @@ def evaluate(
         check_dtype(dtype)
         if plot is not None:
             check_matplotlib()
+            if not plot.parent.is_dir():
+                raise SteeredMoEError(f"--plot {plot} is in no folder that exists; make it first")
         asked = [task(name.strip()) for name in tasks.split(",")]
         if top_p != 1 and not temperature:
             raise SteeredMoEError(f"--top-p {top_p} needs a --temperature above 0")
-        if record and (part != "test" or base_model is not None or load_in_4bit):
+        unusual = part != "test" or base_model is not None or load_in_4bit
+        if record and (unusual or temperature or thinking or chat is not None):
             raise SteeredMoEError(
-                "--record is for the test part and the recorded base model as it is; leave out "
-                "--part, --base-model and --load-in-4bit, or --record"
+                "--record is for greedy answers to the test part by the recorded base model as it "
+                "is; leave out --part, --base-model, --load-in-4bit, --temperature, --thinking and "
+                "--chat, or --record"
             )
         sampling = Sampling(temperature, top_p) if temperature else None
         settings = Settings(part, limit, batch_size, chat, thinking, sampling, seeds)
+        codes = [code.strip() for code in languages.split(",")]
         folder = _own_folder(repo) if record else None
+        if folder is not None:
+            _check_fewer(folder, limit, asked, codes)
         options: dict[str, Any] = {"dtype": dtype, "load_in_4bit": load_in_4bit}
         options |= {} if device_map is None else {"device_map": device_map}
         model, steerings = unsteered(repo, steering, strength, base_model, **options)
@@ -121,7 +130,7 @@ def evaluate(
         made = systems(steerings, model.config.get_text_config().num_hidden_layers, draws)
         run = Evaluation(
             model, AutoTokenizer.from_pretrained(base, revision=revision), asked,
-            [code.strip() for code in languages.split(",")], made, settings, data,
+            codes, made, settings, data,
             {"repo": repo, "base_model": base, "base_revision": revision},
         )  # fmt: skip
         with bar("evaluating") as tick:
@@ -132,7 +141,8 @@ def evaluate(
         if plot is not None:
             plot_gains(lines, plot)
         if folder is not None:
-            record_in(folder, results(lines, made, {t.name: t.metric for t in asked}))
+            metrics = {one.name: one.metric for one in asked}
+            record_in(folder, results(lines, made, metrics, settings_of(out)))
 
 
 def unsteered(
@@ -177,12 +187,38 @@ def table_of_lines(lines: Sequence[Line]) -> Table:
 
 def record_in(folder: Path, new: Sequence[Result]) -> None:
     """Put results into a steering repo and its card, in place of those of the same steering,
-    strength, task and language."""
+    strength, task and language, and of means over languages that are measured anew."""
     kinds = {_kind(one) for one in new}
-    kept = [one for one in read_results(folder) if _kind(one) not in kinds]
+    stale = {_kind(one)[:3] for one in new if one.language != ENGLISH}
+    kept = [
+        one
+        for one in read_results(folder)
+        if _kind(one) not in kinds
+        and not (one.language.startswith(MEAN) and _kind(one)[:3] in stale)
+    ]
     write_results([*kept, *new], folder)
     write_card(read_repo(folder), folder)
     console.print(f"written into {escape(str(folder))}")
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What the description of a finished run says of how it was asked."""
+    run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    names = ("settings", "dtype", "device", "versions", "items_sha256", "model_sha256")
+    return {name: run[name] for name in names}
+
+
+def _check_fewer(
+    folder: Path, limit: int | None, asked: Sequence[Task], codes: Sequence[str]
+) -> None:
+    """Refuse to put a result of fewer items in the place of one of more."""
+    for old in read_results(folder):
+        mine = old.task in {one.name for one in asked} and old.language in map(usual, codes)
+        if mine and limit is not None and limit < old.items:
+            raise SteeredMoEError(
+                f"--record: {folder} has {old.items} items of {old.task} in {old.language}; a "
+                f"--limit of {limit} would replace that by less"
+            )
 
 
 def _kind(one: Result) -> tuple[str, float, str, str]:

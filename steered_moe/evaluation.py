@@ -16,6 +16,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+import steered_moe
 from steered_moe.answering import answers, changes_of_greedy, log_likelihoods
 from steered_moe.controls import System
 from steered_moe.errors import SteeredMoEError
@@ -153,6 +154,7 @@ class Evaluation:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
             "versions": {
+                "steered_moe": steered_moe.__version__,
                 "python": platform.python_version(),
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,

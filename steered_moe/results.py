@@ -60,6 +60,7 @@ class Result:
         controls: The same difference for control steerings, by name.
         dataset: Hub id of the benchmark, when it has one.
         task_id: Task within that benchmark.
+        settings: How it was asked: decoding, dtype, versions, hashes of items and model.
 
     Raises:
         FormatError: A score outside 0 to 1, no items, or a number that is not finite.
@@ -78,6 +79,7 @@ class Result:
     controls: Mapping[str, Interval] = field(default_factory=dict)
     dataset: str | None = None
     task_id: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("base", "steered"):
@@ -152,12 +154,13 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "items": int,
     "gain": dict,
     "controls": dict,
+    "settings": dict,
 }
 
 
 def _result(row: Any, where: str) -> Result:
     known = {f.name for f in fields(Result)}
-    required = known - {"controls", "dataset", "task_id"}
+    required = known - {"controls", "dataset", "task_id", "settings"}
     if not isinstance(row, dict) or set(row) - known or required - set(row):
         raise FormatError(f"{where}: its fields must be {', '.join(sorted(required))}")
     for name, value in row.items():

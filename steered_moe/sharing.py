@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from steered_moe.errors import SteeringError
+from steered_moe.errors import EmptySelectionError, SteeringError
 from steered_moe.profile import RoutingProfile
 from steered_moe.provenance import provenance_of
 from steered_moe.settings import in_words, layers_of, number, texts, whole
@@ -58,7 +58,7 @@ def shared_experts(
     weights = torch.where(shared, share[languages.index(source)], 0.0)
     rows = [i for i, layer in enumerate(profile.layers) if layer in wanted and weights[i].any()]
     if not rows:
-        raise SteeringError(
+        raise EmptySelectionError(
             f"no expert in layers {in_words(wanted)} is shared by {', '.join(languages)} with "
             f"top={top} and threshold={threshold}; raise one of them"
         )

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from steered_moe.errors import SteeredMoEError
 from steered_moe.records import Record
 from steered_moe.results import MEAN, Interval, Result
 from steered_moe.statistics import holm, mcnemar, paired_gain, sign_flips
+from steered_moe.task_data import about
 from steered_moe.tasks import TASKS
 
 ENGLISH = "en"
@@ -74,7 +76,10 @@ def summarise(records: Iterable[Record]) -> list[Line]:
 
 
 def results(
-    lines: Sequence[Line], systems: Sequence[System], metrics: Mapping[str, str]
+    lines: Sequence[Line],
+    systems: Sequence[System],
+    metrics: Mapping[str, str],
+    settings: Mapping[str, object] = MappingProxyType({}),
 ) -> list[Result]:
     """What ``evaluation.json`` of a steering repo holds; tasks without a score from 0 to 1, such
     as bits per byte, are left out.
@@ -83,6 +88,7 @@ def results(
         lines: From `summarise`.
         systems: What was evaluated.
         metrics: Task -> what its score is.
+        settings: How it was run, for each result.
     """
     controls: dict[tuple[str, str, str], dict[str, Interval]] = {}
     for line in lines:
@@ -91,7 +97,9 @@ def results(
             controls.setdefault((line.task, line.language, name), {})[control] = line.gain
     known = {system.name: system for system in systems if OF not in system.name}
     return [
-        _result(line, known[line.system], metrics[line.task], controls)
+        replace(
+            _result(line, known[line.system], metrics[line.task], controls), settings=dict(settings)
+        )
         for line in lines
         if line.system in known and metrics[line.task] != "bits_per_byte"
     ]
@@ -181,7 +189,8 @@ def _check(task: str, language: str, systems: Mapping[str, Scores]) -> None:
 def _tensors(task: str, base: Scores, system: Scores) -> tuple[Tensor, Tensor]:
     """Scores of the same items, weighted so that their mean is the task's score."""
     names = sorted(base)
-    weights = _weights(names) if TASKS[task].subjects else torch.ones(len(names)).double()
+    by_subject = task in TASKS and TASKS[task].subjects
+    weights = _weights(names) if by_subject else torch.ones(len(names)).double()
     pairs = ([scores[name] for name in names] for scores in (base, system))
     old, new = (torch.tensor(values, dtype=torch.float64) * weights for values in pairs)
     return old, new
@@ -206,8 +215,8 @@ def _line(task: str, language: str, system: str, base: Scores, scores: Scores) -
 
 
 def _groups(scores: Scores) -> list[str]:
-    """What each item is about: items about one text, "TEXT#NUMBER", are not independent."""
-    return [name.rpartition("#")[0] or name for name in sorted(scores)]
+    """What each item is about: items about one text are not independent."""
+    return [about(name) for name in sorted(scores)]
 
 
 def _p(old: Tensor, new: Tensor, groups: Sequence[str]) -> float:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from steered_moe.corpora import KNOWN, HubDataset, hub_rows, read_texts
@@ -30,6 +31,19 @@ MEDICINE = (
 """The subjects of Global-MMLU that arXiv 2510.04694 counts as medicine."""
 LETTERS = "ABCD"
 _CHOICES = tuple(f" {letter}" for letter in LETTERS)  # lm-eval's target_delimiter is a blank
+REPEATING, REPEATS = "college_medicine/test", "clinical_knowledge/test"
+_REPEATED = (
+    "3:194 5:9 8:174 9:47 13:198 16:248 19:229 21:49 22:178 24:38 33:144 35:37 37:125 39:51 "
+    "41:161 45:226 51:104 52:240 53:246 54:24 55:78 59:217 60:184 62:1 64:39 65:46 68:247 70:108 "
+    "71:141 75:190 76:218 79:191 83:97 84:130 85:133 86:81 87:126 91:152 94:74 99:142 100:145 "
+    "101:230 102:253 103:163 104:201 106:192 107:188 108:60 109:200 113:7 115:117 118:203 119:8 "
+    "120:28 122:215 123:12 124:233 128:13 131:179 132:58 135:169 136:199 137:160 139:29 144:34 "
+    "145:232 146:98 147:48 149:87 154:263 159:239 160:167 163:5 165:129 166:202 167:106 168:235 "
+    "170:41 "
+)
+REPEATED = MappingProxyType(dict(pair.split(":") for pair in _REPEATED.split()))
+"""Questions of the one subject of MMLU that stand in the other one, word for word: number there ->
+number here. Found by comparing the texts."""
 _MGSM_SHOTS = replace(KNOWN["mgsm"], split="train", files=None)
 XQUAD = HubDataset("google/xquad", "xquad.{language}", "validation", licence="CC BY-SA 4.0")
 _EMBEDDED_SEED = 1  # the problems that its card counts
@@ -52,6 +66,15 @@ class Item:
     prompt: str
     target: str
     choices: tuple[str, ...] = ()
+
+
+def about(name: str) -> str:
+    """What an item is about, by its id: a text that it shares with others, or the question itself,
+    which stands in two subjects of MMLU in some cases."""
+    subject, _, number = name.rpartition("/")
+    if subject == REPEATING and (same := REPEATED.get(number)):
+        return f"{REPEATS}/{same}"
+    return name.rpartition("#")[0] or name
 
 
 def mgsm_stops(language: str) -> tuple[str, ...]:

@@ -183,11 +183,10 @@ def part_of(name: str) -> Literal["dev", "test"]:
     """The part that an item belongs to, by its id alone, so that it is the same in each language.
 
     One item in five or so is for tuning: 50 of 250 in MGSM, 177 of 900 in Belebele, 266 of 1190 in
-    XQuAD, 200 of 1012 in FLORES. Items about one text, whose ids are the same up to "#", are in
-    one part. The embedded model's problems keep the parts of their corpus.
+    XQuAD, 200 of 1012 in FLORES. Items that `task_data.about` takes for one are in one part. The
+    embedded model's problems keep the parts of their corpus.
     """
-    about = name.rpartition("#")[0] or name
-    return "test" if task_data.order(f"part {about}") % _DEV else "dev"
+    return "test" if task_data.order(f"part {task_data.about(name)}") % _DEV else "dev"
 
 
 def task(name: str) -> Task:

@@ -28,6 +28,7 @@ from steered_moe.evaluate_command import (
     Tasks,
     bar,
     record_in,
+    settings_of,
     table_of_lines,
     write_lines,
 )
@@ -80,7 +81,9 @@ def tune(
         check_dtype(dtype)
         check_matplotlib()
         routing = RoutingProfile.load(task_profile), RoutingProfile.load(general_profile)
-        grid: dict[str, Any] = {"methods": methods.split(",")}
+        grid: dict[str, Any] = {"methods": [name.strip() for name in methods.split(",")]}
+        if thresholds and "task_experts" not in grid["methods"]:
+            raise SteeredMoEError("--thresholds are those of task_experts; leave them out")
         grid |= {"thresholds": _numbers(thresholds)} if thresholds else {}
         grid |= {"strengths": _numbers(strengths)} if strengths else {}
         tried = candidates(*routing, **grid)
@@ -113,7 +116,7 @@ def tune(
         repo.write(folder)
         write_card(repo, folder)
         metrics = {one.name: one.metric for one in run.tasks}
-        record_in(folder, results(lines, made, metrics))
+        record_in(folder, results(lines, made, metrics, settings_of(out / "test")))
 
 
 def _numbers(text: str) -> list[float]:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from steered_moe.contrast import task_experts
 from steered_moe.controls import BASE, System
 from steered_moe.divergence import divergence
-from steered_moe.errors import BaseModelError, SteeredMoEError, SteeringError
+from steered_moe.errors import BaseModelError, EmptySelectionError, SteeredMoEError
 from steered_moe.evaluation import Evaluation
 from steered_moe.fit import check_force
 from steered_moe.layers import middle_layers
@@ -22,9 +23,13 @@ from steered_moe.results import MEAN
 from steered_moe.sharing import shared_experts
 from steered_moe.steering import RouterSteering
 from steered_moe.summary import ENGLISH, Line, summarise
+from steered_moe.task_languages import usual
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
-STRENGTHS = (0.25, 0.5, 1.0, 2.0)
+STRENGTHS: Mapping[str, tuple[float, ...]] = MappingProxyType(
+    {"std": (0.25, 0.5, 1.0, 2.0), "abs": (0.01, 0.022, 0.034, 0.1)}
+)
+"""By scale of the edit. 2510.04694 steers at 0.5 or by force; 2601.14050 at 0.022 and 0.034."""
 SHARED = (0.5, 0.7, 0.9)  # thresholds of shared_experts; 0.7 is that of 2601.14050
 _TOP = 20 / 128  # of the experts, released code of 2601.14050
 _METHODS = {"task_experts": "task", "shared_experts": "shared"}
@@ -76,7 +81,7 @@ def candidates(
     *,
     methods: Sequence[str] = tuple(_METHODS),
     thresholds: Sequence[float] = THRESHOLDS,
-    strengths: Sequence[float] = STRENGTHS,
+    strengths: Sequence[float] | None = None,
     pivot: str = ENGLISH,
 ) -> list[Candidate]:
     """Layers x threshold x method x strength, without those that edit nothing or the same, or
@@ -87,13 +92,14 @@ def candidates(
         general: Routing of parallel text, for the layers and for shared experts.
         methods: Of "task_experts" (soft and hard) and "shared_experts".
         thresholds: Of task_experts.
-        strengths: Of the soft ones; forced experts have no strength.
+        strengths: Of the soft ones; forced experts have no strength. By default `STRENGTHS`.
         pivot: Language to steer towards.
 
     Raises:
-        SteeredMoEError: An unknown method, a strength of 0, or no candidate at all.
+        SteeredMoEError: An unknown method, a strength of 0, no candidate at all, profiles of
+            different models, or a threshold out of range.
     """
-    if 0 in strengths:
+    if 0 in (strengths or ()):
         raise SteeredMoEError("a strength of 0 steers nothing; leave it out")
     if unknown := sorted(set(methods) - set(_METHODS)):
         raise SteeredMoEError(f"no method {unknown[0]!r}; there are {', '.join(_METHODS)}")
@@ -107,12 +113,20 @@ def candidates(
         left_out = len(made) - len(fitting)
         logger.warning("%d settings force more experts than a token gets; left out", left_out)
     for steering in fitting:
-        for strength in strengths if steering.weights.any() else (1.0,):
+        own = strengths or STRENGTHS[steering.scale]
+        for strength in own if steering.weights.any() else (1.0,):
             candidate = Candidate(steering, strength)
             found.setdefault(candidate.name, candidate)
+    _warn_of_none(methods, fitting)
     if not found:
         raise SteeredMoEError("no setting selects an expert; give smaller thresholds")
     return list(found.values())
+
+
+def _warn_of_none(methods: Sequence[str], found: Sequence[RouterSteering]) -> None:
+    tried = {str(steering.provenance["method"]) for steering in found}
+    if empty := [name for name in methods if name not in tried]:
+        logger.warning("%s: no setting selects an expert; it is not searched", ", ".join(empty))
 
 
 def _fits(steering: RouterSteering, top_k: Mapping[int, int]) -> bool:
@@ -145,7 +159,7 @@ def _steerings(
         for make in makers:
             try:
                 yield make()
-            except SteeringError:  # this setting selects no expert
+            except EmptySelectionError:
                 continue
 
 
@@ -197,6 +211,8 @@ def halve(
     Returns:
         The trials of each round, best first.
     """
+    if set(map(usual, run.languages)) <= {ENGLISH}:
+        raise SteeredMoEError("tuning needs a language besides English")
     if len({one.metric == "bits_per_byte" for one in run.tasks}) > 1:
         raise SteeredMoEError("bits per byte and scores have no common mean; tune them apart")
     table: list[list[Trial]] = []
@@ -225,8 +241,6 @@ def _trials(lines: Iterable[Line], tried: Sequence[Candidate]) -> list[Trial]:
         mine = by_name[candidate.name]
         others = [line.gain.mean for line in mine if line.language != ENGLISH]
         english = [line.gain.mean for line in mine if line.language == ENGLISH]
-        if not others:
-            raise SteeredMoEError("tuning needs a language besides English")
         harm = sum(english) / len(english) if english else None
         items = min(line.items for line in mine)
         trials.append(Trial(candidate, items, sum(others) / len(others), harm))

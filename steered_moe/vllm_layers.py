@@ -24,6 +24,8 @@ METHOD = "_apply_quant_method"
 
 _BUFFER = "steered_moe_"
 _SOFTMAX_STEP = 1e-6
+_SOFTMAX = "softmax"
+_SATURATED = -80.0  # a sigmoid of less is 0 in float32
 _TOKENS = "steered_moe_tokens"
 
 
@@ -197,6 +199,10 @@ def _edited(runner: Any, parts: Iterable[str], experts: int, top_k: int, logits:
         row = getattr(runner, _BUFFER + part).index_select(0, slots)
         rows[part] = torch.nn.functional.pad(row, (0, extra)) if extra else row
     edited = Edit(experts, **rows).logits(logits)
+    if getattr(getattr(runner, "router", None), "scoring_func", _SOFTMAX) != _SOFTMAX:
+        # Scores of 0 for all experts of a token would be divided by their sum, and NaN of one
+        # request reaches others through blocks of the cache that they take over.
+        edited = torch.where(edited == logits, logits, edited.clamp(min=_SATURATED))
     force = rows.get("force")
     return edited if force is None else _lowered(edited, force, top_k)
 
