@@ -40,14 +40,14 @@ $(READY): pyproject.toml constraints/cpu.txt
 	touch $@
 
 engines: $(ENGINES)/.installed
-	$(ENGINES)/bin/python -m pytest tests/engines
+	$(ENGINES)/bin/python -m pytest tests/engines -n $(WORKERS)
 
 # torchvision and its like come as builds for CUDA, which do not load beside a torch for CPUs.
 $(ENGINES)/.installed: pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(ENGINES)
 	$(ENGINES)/bin/python -m pip install --quiet $(VLLM) "torch==2.13.0+cpu"
 	$(ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	PIP_CONSTRAINT=$(CURDIR)/constraints/cpu.txt $(ENGINES)/bin/python -m pip install --quiet --editable . pytest
+	PIP_CONSTRAINT=$(CURDIR)/constraints/cpu.txt $(ENGINES)/bin/python -m pip install --quiet --editable . pytest pytest-xdist
 	touch $@
 
 clean:

@@ -42,7 +42,8 @@ _SPACE = r"[ \u00a0\u2009\u202f]"
 _GROUPING = r"[ \u00a0\u2009\u202f'’٬،，]"
 _MONEY = (
     r"(?:[$€£¥₹৳฿₽₺₪₩＄￥]|(?<![^\W\d_])"
-    r"(?:US|USD|EUR|GBP|JPY|CNY|RMB|INR|BDT|THB|RUB|KES|TZS|Rs\.?|Tk\.?|[KkTt]?[Ss]h\.?) ?)"
+    r"(?:US|USD|EUR|GBP|JPY|CNY|RMB|INR|BDT|THB|RUB|KES|TZS|Rs\.?|Tk\.?|[KkTt]?[Ss]h\.?"
+    r"|[Dd]ola|[Ss]hilingi) ?)"
 )
 _NUMBER = (
     rf"(?:(?<!\d)\d{{1,3}}(?:{_GROUPING}\d{{3}}(?!\d))+(?:[.,٫]\d+)?"
@@ -51,13 +52,13 @@ _NUMBER = (
 _SCALES = {"": 0, "千": 3, "万": 4, "萬": 4, "百万": 6, "千万": 7, "億": 8, "亿": 8}
 _SCALE = r"(?:[百千]?万|[萬億亿]|千(?![米克瓦卡]))"  # 千米 and 千克 are a kilometre and a kilogram
 _WHOLE = re.compile(r"\d*|\d{1,3}([.,])\d{3}(?:\1\d{3})*|\d{1,2}(?:,\d{2})+,\d{3}")
-_SCALED = re.compile(rf"({_NUMBER})({_SCALE}|)")
+_SCALED = re.compile(rf"({_NUMBER}){_SPACE}?({_SCALE}|)")
 _TOKEN = re.compile(
     r"(?P<skipped>(?<!\d)(?:\d{4}([/-])\d{1,2}\2\d{1,2}|\d{1,2}([./])\d{1,2}\3(?:\d{4}|\d{2})"
     r"|\d{1,2}:\d{2}(?::\d{2})?)(?!\d)"
     r"|(?:[A-Za-zÀ-ÖØ-öø-ɏͰ-ϿЀ-ӿ]-?|(?<=[^\W_])_\{?|\^\{?-?)\d[\d.,]*)"
     rf"|(?P<minus>(?<![^\W是为為は])(?<![)\]%])(?<!\d )[-−])?{_MONEY}{{0,2}}"
-    rf"(?P<number>{_NUMBER}(?:{_SCALE}(?:\d[\d.,]*{_SCALE})*(?:\d+(?!\d))?)?)"
+    rf"(?P<number>{_NUMBER}(?:{_SPACE}?{_SCALE}(?:\d[\d.,]*{_SCALE})*(?:\d+(?!\d))?)?)"
     rf"(?P<more>(?:{_SPACE}\d+)?{_SPACE}?[/⁄∕]{_SPACE}?\d+|{_SPACE}?[¼-¾⅐-⅞]"
     r"|\^\{?-?\d*|[¹²³⁰⁴-⁹]+|[eE][+-]?\d+)?"
     r"|(?P<root>\\(?:[dt]?frac|sqrt)(?:\s?\{[^{}]{0,60}\}|\s?\d){1,2}|[¼-¾⅐-⅞])"
@@ -67,8 +68,8 @@ _DIGIT = re.compile(r"[\d¼-¾⅐-⅞]")
 _BOX = re.compile(r"\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)")
 
 # What an answer is called: before a copula or a colon; the bare ones and #### also before neither.
-_NAMES = "answer|antwort|respuesta|réponse|jibu|উত্তর|คำตอบ|答え|答案|الإجابة|الجواب|תשובה"
-_BARE = "ответ|సమాధానం|उत्तर|जवाब|پاسخ|جواب|cevap|yanıt"
+_NAMES = "answer|antwort|respuesta|réponse|jibu|คำตอบ|答え|正解|答案|الإجابة|الجواب|תשובה"
+_BARE = "ответ|উত্তর|సమాధానం|उत्तर|जवाब|پاسخ|جواب|cevap|yanıt"
 _COPULA = "ist?|lautet|beträgt|est?|ni|হলো?|হচ্ছে|হবে|คือ|เท่ากับ|は|是|为|為|है|هي|هو|היא|הוא|[:：=—–]"
 _NAME = re.compile(
     "|".join((_NAMES, _NAMES.title(), _NAMES.upper(), "(?P<bare>" + _BARE))
@@ -77,13 +78,17 @@ _NAME = re.compile(
 _GAP = r"[\s*_`\"'«»“”„「『(\\\[{:：=≈~—–,，、-]"
 _NEXT = rf"(?=[-−]?{_MONEY}{{0,2}}\.?\d|[¼-¾⅐-⅞]|\\[dt]?frac|\\sqrt)"
 _BEHIND_BARE = re.compile(rf"{_GAP}{{0,12}}?{_NEXT}")
-_BEHIND = re.compile(rf"[^\d\n.?!。।:：=]{{0,24}}?(?:{_COPULA}){_GAP}{{0,12}}?{_NEXT}")
-_EQUATION = re.compile(
-    rf"[^\d+=*/×÷.,;:!?。।\n-]{{0,20}}(?:[-+*/×÷=≈−–]|\\times|\\cdot|\\div){_GAP}{{0,6}}?{_NEXT}"
+_ADVERB = "therefore|thus|exactly|simply|just|donc|alors|exactement|daher|genau|exactamente"
+_BEHIND = re.compile(
+    rf"[^\d\n.?!。।:：=]{{0,24}}?(?:{_COPULA})(?:\s(?:{_ADVERB})\b)?{_GAP}{{0,12}}?{_NEXT}"
+)
+_OPERATOR = r"(?:[-+*/×÷=≈−–·⋅]|\\times|\\cdot|\\div|(?<![^\W\d])[xX](?![^\W\d]))"
+_EQUATION = re.compile(  # 9 eggs x $2/egg = $18
+    rf"(?:/[^\W\d]+|[^\d+=*/×÷.,;:!?。।\n-]){{0,20}}?{_OPERATOR}{_GAP}{{0,6}}?{_NEXT}"
 )
 _UNSEEN = "[\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
 _MEANT = {"{,}": ",", r"\,": "\u2009", r"\;": "\u2009", "\\ ": "\u2009", r"\!": "", r"\$": "$"}
-_MEANT |= {"－": "-", "．": "."}
+_MEANT |= {"－": "-", "．": ".", r"^\circ": "°", r"^{\circ}": "°"}
 _EXACT = Context(prec=99)
 
 

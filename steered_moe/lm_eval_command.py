@@ -42,7 +42,7 @@ def lm_eval(context: typer.Context, arguments: Arguments = None) -> None:
         return
     with errors():
         run = entry()
-        with command_line(with_model(arguments)):
+        with command_line(with_model(arguments)), in_words():
             run()
 
 
@@ -84,6 +84,25 @@ def with_model(arguments: Sequence[str]) -> list[str]:
         )
     others = others[1:] if others[:1] == ["run"] else others
     return ["run", *others, "--model", _MODEL]
+
+
+@contextmanager
+def in_words() -> Iterator[None]:
+    """What lm-eval says by an assertion, or lacks a package for, as an error of one line.
+
+    Raises:
+        SteeredMoEError: In place of either.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise SteeredMoEError(
+            f"{error.name} is not installed here; install it, or leave out what needs it"
+        ) from error
+    except AssertionError as error:
+        if not str(error):
+            raise
+        raise SteeredMoEError(f"lm-eval: {error}") from error
 
 
 @contextmanager

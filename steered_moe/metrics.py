@@ -207,8 +207,8 @@ class SteeringGain(_Metric):
         and ``p_adjusted`` (Holm); the p are None if a score is neither 0 nor 1.
 
     Raises:
-        SteeredMoEError: No predictions, a score that is not finite, or languages that do not have
-            the same problems and groups.
+        SteeredMoEError: No predictions, a score that is not from 0 to 1, or languages that do not
+            have the same problems and groups.
     """
 
     source = "McNemar, Psychometrika 12 (1947); Holm, Scand. J. Statist. 6 (1979)"
@@ -223,6 +223,8 @@ class SteeringGain(_Metric):
         if (places := torch.tensor(list(items.values()))).numel() != len(predictions):
             raise SteeredMoEError(f"{len(predictions)} scores and {places.numel()} languages")
         new, old = (torch.tensor(x).double()[places] for x in (predictions, references))
+        if any(((x < 0) | (x > 1)).any() for x in (new, old)):
+            raise SteeredMoEError("scores lie from 0 to 1; divide percentages by 100")
         binary = bool(torch.isin(torch.stack([old, new]), torch.tensor([0.0, 1.0])).all())
         about = None if groups is None else _common_groups(groups, places)
         test = mcnemar if about is None else partial(sign_flips, groups=about)

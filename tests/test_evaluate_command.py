@@ -50,6 +50,11 @@ def test_methods_and_controls_are_measured_and_recorded(repo: Path, tmp_path: Pa
     systems = json.loads((out / "run.json").read_text())["systems"]
     ran = {one["name"]: one.get("fingerprint") for one in systems}
     assert len(ran) == 1 + 3 * 4
+    strengths = {one["name"]: one.get("strength") for one in systems}
+    own_strengths = dict(zip(METHODS, read_repo(repo).strengths, strict=True))
+    assert own_strengths["shared"] == pytest.approx(0.1)
+    for name, strength in strengths.items():  # a control is as strong as what it controls for
+        assert strength == pytest.approx(own_strengths.get(name.partition("/")[0]))
     assert len(set(ran.values())) >= 12  # soft and hard ones differ though their expert is the same
     card = (repo / "README.md").read_text()
     assert all(name in card for name in METHODS)
@@ -100,10 +105,42 @@ def test_one_of_them_can_be_chosen(repo: Path, tmp_path: Path):
 
 
 def test_what_is_no_test_result_of_the_recorded_base_is_not_recorded(repo: Path, tmp_path: Path):
-    for more in (["--part", "dev"], ["--base-model", str(repo)], ["--load-in-4bit"]):
+    for more in (
+        ["--part", "dev"], ["--base-model", str(repo)], ["--load-in-4bit"], ["--thinking"],
+        ["--temperature", "1"], ["--no-chat"],
+    ):  # fmt: skip
         done = evaluate(repo, tmp_path / "run", "--record", *more)
         assert done.exit_code == 1
-        assert "--record is for the test part" in done.output
+        assert "--record is for greedy answers to the test part" in done.output
     assert not read_results(repo)
     done = evaluate(repo, tmp_path / "run", "--top-p", "0.3")
     assert "--top-p 0.3 needs a --temperature above 0" in done.output
+
+
+def test_more_items_are_not_replaced_by_fewer_and_means_that_are_stale_go(
+    repo: Path, tmp_path: Path
+):
+    more = ["--controls", "0", "--steering", "shared", "--record"]
+    assert evaluate(repo, tmp_path / "first", *more).exit_code == 0
+    first = {one.language: one for one in read_results(repo)}
+    assert set(first) == {"en", "es", "sw", f"{MEAN} 2 languages"}
+    assert first["es"].settings["versions"].keys() >= {"steered_moe", "transformers"}
+    assert first["es"].settings["settings"]["batch_size"] == 16
+    asked = ["--tasks", "embedded", "--dtype", "float32", *more]
+
+    def again(limit: int, languages: str) -> str:
+        out = tmp_path / f"{limit}-{languages}"
+        given = ["--languages", languages, "--limit", str(limit), "--out", str(out)]
+        return CliRunner().invoke(app, ["evaluate", str(repo), *asked, *given]).output
+
+    assert "5 items of embedded in es; a --limit of 4 would replace that by less" in again(4, "es")
+    assert {one.language: one for one in read_results(repo)} == first
+    assert "written into" in again(6, "es")
+    found = {one.language: one.items for one in read_results(repo)}
+    assert found == {"en": 5, "sw": 5, "es": 6}
+
+
+def test_a_figure_in_no_folder_is_refused_before_the_run(repo: Path, tmp_path: Path):
+    done = evaluate(repo, tmp_path / "run", "--plot", str(tmp_path / "none" / "a.svg"))
+    assert "is in no folder that exists" in done.output
+    assert not (tmp_path / "run").exists()

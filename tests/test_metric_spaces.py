@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -160,3 +161,17 @@ def test_a_visitor_cannot_ask_for_endless_work():
     with pytest.raises(gradio.Error, match="lists and words"):
         metric_app._computed(metrics.SteeringGain, json.dumps(asked | {"resamples": 10**12}))
     assert metric_app._computed(metrics.SteeringGain, json.dumps(asked))["steering_gain"] == 100
+
+
+@every_folder
+def test_the_example_of_the_readme_returns_what_it_says(folder: Path):
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    code = text.partition("```python")[2].partition("```")[0]
+    assert f'"steered-moe/{folder.name}"' in code
+    code = code.replace(f'"steered-moe/{folder.name}"', repr(str(folder)))
+    scope: dict[str, Any] = {}
+    exec(code.replace("metric.compute(", "found = metric.compute("), scope)
+    told = re.findall(r"'(\w+)': (-?[\d.]+)", code.rpartition("#")[2])
+    assert told
+    for name, value in told:
+        assert scope["found"][name] == pytest.approx(float(value)), name

@@ -232,3 +232,20 @@ def test_groups_of_one_change_nothing_and_flips_are_exact_in_the_limit():
     assert sign_flips(few_old, few_old, range(7)) == 1
     with pytest.raises(SteeredMoEError, match="3 groups for 7 problems"):
         sign_flips(few_old, few_new, range(3))
+
+
+def test_groups_of_unequal_size_are_weighed_by_their_problems():
+    """One text of nine problems gains all, nine of one problem nothing: half of all problems."""
+    old = torch.zeros(18)
+    new = torch.tensor([1.0] * 9 + [0.0] * 9)
+    groups = [0] * 9 + list(range(1, 10))
+    found = paired_gain(old, new, groups=groups, resamples=20_000)
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randint(10, (20_000, 10), generator=generator)
+    sums, sizes = torch.tensor([9.0] + [0.0] * 9), torch.tensor([9.0] + [1.0] * 9)
+    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
+    assert found.mean == 0.5
+    assert found.high == pytest.approx(float(means.quantile(0.975)), abs=0.02)
+    assert found.high > 0.7  # a mean of group means stays at 0.3
+    least = sign_flips(torch.zeros(40), torch.ones(40), range(40), flips=99)
+    assert least == 1 / 100  # the observed signs count as one of the flips

@@ -82,3 +82,24 @@ def test_languages_with_other_items_have_no_common_mean():
     assert set(by_language(other)) == {"es", "sw"}
     english = [*same, *gained("en", 0, first=5)]  # is not in the mean, so may have others
     assert by_language(english)["mean of 2 languages"].items == 10
+
+
+def test_questions_on_one_text_count_as_one_draw_in_the_mean_too():
+    """Six texts of four questions each, all of which change alike."""
+    items = [f"text {i // 4}#{i % 4}" for i in range(24)]
+    before = dict.fromkeys(items, 0.0)
+    after = {item: float(i // 4 < 3) for i, item in enumerate(items)}
+    records = [row for la in ("es", "sw") for row in rows("belebele", la, before, after)]
+    found = by_language(records)
+    apart = {item: item.replace("#", "/") for item in items}
+    alone = by_language([{**row, "id": apart[row["id"]]} for row in records])
+    for language in ("es", "mean of 2 languages"):
+        wide, narrow = (one[language].gain for one in (found, alone))
+        assert wide.mean == narrow.mean == 50
+        assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+    assert found["es"].p > 0.1 > 0.001 > alone["es"].p
+
+
+def test_a_task_of_ones_own_needs_no_entry_in_the_table_of_tasks():
+    [line] = summarise(rows("mine", "es", {"0": 0.0, "1": 1.0}, {"0": 1.0, "1": 1.0}))
+    assert line.gain.mean == 50

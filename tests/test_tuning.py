@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from steered_moe.evaluation import Evaluation, Settings
 from steered_moe.results import read_results
 from steered_moe.tasks import part_of, task
 from steered_moe.tuning import (
+    STRENGTHS,
     Candidate,
     Trial,
     _rank,
@@ -91,11 +93,62 @@ def test_settings_that_force_more_than_a_token_gets_are_left_out(profiles, loade
         attach(loaded[0], one.steering).remove()
 
 
+def test_what_goes_wrong_in_a_method_is_said(profiles, caplog):
+    """An error is not taken for a setting that selects nothing."""
+    task_profile, general = map(RoutingProfile.load, profiles)
+    with pytest.raises(SteeredMoEError, match="threshold is 40"):
+        candidates(task_profile, general, thresholds=[40])
+    with pytest.raises(SteeredMoEError, match="experts"):
+        candidates(narrower(task_profile), general)
+    found = candidates(task_profile, general, thresholds=[0.999])
+    assert {one.steering.provenance["method"] for one in found} == {"shared_experts"}
+    assert "task_experts: no setting selects an expert; it is not searched" in caplog.text
+
+
+def narrower(profile: RoutingProfile) -> RoutingProfile:
+    """Of a model of 16 experts."""
+    parts = {
+        name: value[..., :16]
+        if isinstance(value, torch.Tensor) and value.shape[-1] == 24
+        else value
+        for name, value in vars(profile).items()
+    }
+    return RoutingProfile(**parts)
+
+
+def test_strengths_go_by_the_scale_of_the_edit(profiles):
+    """2601.14050 steers at 0.022 and 0.034, 2510.04694 at 0.5."""
+    tried = candidates(*map(RoutingProfile.load, profiles), thresholds=[0.1])
+    by_scale: dict[str, set[float]] = {}
+    for one in tried:
+        if one.steering.weights.any():
+            by_scale.setdefault(one.steering.scale, set()).add(one.strength)
+    assert by_scale == {scale: set(values) for scale, values in STRENGTHS.items()}
+    assert 0.022 in by_scale["abs"]
+    assert 0.5 in by_scale["std"]
+
+
+def test_shared_experts_are_those_of_the_pivot_and_chinese(profiles):
+    tried = candidates(*map(RoutingProfile.load, profiles), methods=["shared_experts"])
+    origins = [one.steering.provenance for one in tried]
+    assert {tuple(one["languages"]) for one in origins} == {("en", "zh")}  # es comes before zh
+    assert {one["parameters"]["top"] for one in origins} == {round(20 / 128 * 24)}
+
+
 def test_layer_ranges_are_the_middle_and_around_it(profiles):
     ranges = layer_ranges(RoutingProfile.load(profiles[1]), "en")
     middle = ranges[0]
     assert len(ranges) == len(set(ranges)) > 1
     assert all(set(one) & set(middle) for one in ranges)
+
+
+def test_of_an_odd_number_the_middle_one_stays(loaded, tmp_path):
+    tried = [candidate(number, 6.0) for number in range(3)]
+    run = Evaluation(*loaded, [task("embedded")], ["es"], [], Settings(batch_size=8))
+    assert [len(trials) for trials in halve(run, tried, tmp_path, items=2, rounds=2)] == [3, 2]
+    with pytest.raises(SteeredMoEError, match="a language besides English"):
+        halve(replace(run, languages=["eng_Latn"]), tried, tmp_path / "en", items=2, rounds=1)
+    assert not (tmp_path / "en").exists()
 
 
 def test_halving_keeps_the_better_half_and_sees_dev_items_alone(loaded, tmp_path):
@@ -157,7 +210,7 @@ def test_the_command_searches_reports_once_and_writes_a_repo(profiles, tmp_path)
     command = [
         "tune", "embedded", *map(str, profiles), "--tasks", "embedded", "--languages", "en,es,zh",
         "--out", str(out), "--items", "4", "--rounds", "2", "--test-items", "6",
-        "--thresholds", "0.1", "--strengths", "1", "--methods", "task_experts",
+        "--thresholds", "0.1", "--strengths", "0.5", "--methods", "task_experts",
         "--controls", "0", "--batch-size", "6", "--dtype", "float32",
     ]  # fmt: skip
     done = CliRunner().invoke(app, command)
@@ -168,6 +221,8 @@ def test_the_command_searches_reports_once_and_writes_a_repo(profiles, tmp_path)
     steering = RouterSteering.load(out / "steering")
     assert steering.fingerprint == search["rounds"][-1][0]["fingerprint"]
     found = read_results(out / "steering")
+    assert {one.strength for one in found} == {search["rounds"][-1][0]["strength"]}
+    assert found[0].settings["settings"]["part"] == "test"
     assert {one.language for one in found} == {"en", "es", "zh", "mean of 2 languages"}
     assert {one.items for one in found} == {6}
     assert "exact_match" in (out / "steering" / "README.md").read_text()
@@ -175,3 +230,6 @@ def test_the_command_searches_reports_once_and_writes_a_repo(profiles, tmp_path)
     assert again.exit_code == 0, again.output
     wrong = CliRunner().invoke(app, [*command[:-1], "float64"])
     assert wrong.exit_code == 1
+    place = command.index("task_experts")
+    unused = CliRunner().invoke(app, [*command[:place], " shared_experts", *command[place + 1 :]])
+    assert "--thresholds are those of task_experts" in unused.output
