@@ -10,16 +10,22 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import HUB, ROOT
 
 from steered_moe import RouterSteering
+from steered_moe.cli import app
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-PYTHON = [(code, BLOCKS[i + 1][1]) for i, (kind, code) in enumerate(BLOCKS) if kind == "python"]
+PAIRS = [(code, BLOCKS[i + 1][1]) for i, (kind, code) in enumerate(BLOCKS) if kind == "python"]
+PYTHON = [pair for pair in PAIRS if "OpenAI(" not in pair[0]]
+[CLIENT] = [pair for pair in PAIRS if "OpenAI(" in pair[0]]
 COMMANDS = [line for kind, code in BLOCKS if kind == "bash" for line in code.splitlines()]
 MAKE = re.findall(r"`(make \w+)`", README)
 
@@ -46,7 +52,7 @@ def run(command: list[str], folder: Path) -> str:
 
 
 SCRIPTS = [block for kind, block in BLOCKS if kind == "bash" and "pip" not in block]
-DEMO = "steered-moe demo\n"  # runs until it is interrupted
+DEMO, SERVE = "steered-moe demo\n", "steered-moe serve embedded\n"  # run until interrupted
 SHARE = next(script for script in SCRIPTS if "steered-moe push" in script)
 
 
@@ -68,7 +74,9 @@ def test_what_is_pushed_is_listed_and_pulled(checkout: Path, shared: None):
     assert HUB.repos["user/tiny-steered"].named("refs/tags/")
 
 
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in (SHARE, DEMO)])
+@pytest.mark.parametrize(
+    "script", [script for script in SCRIPTS if script not in (SHARE, DEMO, SERVE)]
+)
 def test_commands_run_one_after_another(checkout: Path, script: str):
     for command in script.splitlines():
         shown = run(shlex.split(command), checkout)
@@ -80,29 +88,57 @@ def test_commands_run_one_after_another(checkout: Path, script: str):
         assert steering.provenance["method"] == "task_experts"
 
 
-def test_the_demo_starts_and_stops(checkout: Path):
-    assert DEMO in SCRIPTS
+@contextmanager
+def running(command: str, folder: Path, mark: str) -> Iterator[str]:
+    """The line in which a command says where it runs; it is interrupted afterwards."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        shlex.split(DEMO), cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True
-    )
+        shlex.split(command), cwd=folder, env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
     try:
-        told = next(line for line in process.stdout if "Running on" in line)
-        with urllib.request.urlopen(told.split()[-1]) as page:
-            assert b"steered-moe" in page.read()
+        yield next(line for line in process.stdout if mark in line)
     finally:
         process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) in (0, 130)  # 130 is what shells give for an interrupt
 
 
+def test_the_demo_starts_and_stops(checkout: Path):
+    assert DEMO in SCRIPTS
+    with (
+        running(DEMO, checkout, "Running on") as told,
+        urllib.request.urlopen(told.split()[-1]) as page,
+    ):
+        assert b"steered-moe" in page.read()
+
+
+def test_the_server_answers_a_client_with_what_the_readme_says(checkout: Path):
+    assert SERVE in SCRIPTS
+    code, output = CLIENT
+    with running(SERVE, checkout, "Uvicorn running on http://127.0.0.1:8000"):
+        assert run([sys.executable, "-c", code], checkout) == output
+
+
 def test_every_block_and_command_is_covered():
     others = [c for c in COMMANDS if not c.startswith(("steered-moe", "python examples"))]
     assert others == ["pip install -e ."]  # what `make demo` and `make test` do as well
-    assert len(SCRIPTS) == 6
+    assert len(SCRIPTS) == 7
     assert {kind for kind, _ in BLOCKS} == {"python", "text", "bash"}
     assert len(PYTHON) == 5
     assert set(MAKE) == {"make demo", "make test", "make engines"}
+
+
+def test_commands_that_take_too_long_or_need_other_models_are_at_least_understood():
+    """Those that are indented; their options are there, with values of the right kind."""
+    commands = typer.main.get_command(app).commands
+    named = re.findall(r"^ {4,6}steered-moe (.+)$", README, flags=re.MULTILINE)
+    assert {line.split()[0] for line in named} == {"evaluate", "bake", "export"}
+    for line in named:
+        name, *arguments = shlex.split(line)
+        commands[name].make_context(name, arguments)
+        with pytest.raises(Exception, match="No such option: --nonsense"):
+            commands[name].make_context(name, [*arguments, "--nonsense"])
 
 
 def test_make_demo_shows_base_and_steered_answers(tmp_path: Path):
