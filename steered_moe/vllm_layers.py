@@ -163,14 +163,19 @@ class SteeredLayers:
                 "them. Leave them out with steering.restrict(...), or use the transformers engine"
             )
 
+    @property
+    def silent(self) -> list[int]:
+        """Layers whose edit has not run yet outside compiled code."""
+        return sorted(set(self.layers) - self.fired)
+
     def check_fired(self) -> None:
         """Refuse an engine in which the edit of a layer never runs.
 
         Raises:
             InterventionError: Names the layers.
         """
-        if silent := sorted(set(self.layers) - self.fired):
-            names = ", ".join(str(self.layers[layer].layer_name) for layer in silent)
+        if self.silent:
+            names = ", ".join(str(self.layers[layer].layer_name) for layer in self.silent)
             raise InterventionError(
                 f"the edit of {names} did not run: a kernel of this platform goes around it. "
                 "Start with another --moe-backend, or use the transformers engine"

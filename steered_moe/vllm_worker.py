@@ -79,7 +79,8 @@ def check_worker(worker: Any) -> None:
         )
     layers.check_complete(stage(runner.vllm_config))
     layers.set_default(layers.strengths)
-    _run_once(runner)
+    if layers.silent:  # none where vLLM's own first run was not compiled through
+        _run_once(runner)
     layers.check_fired()
 
 

@@ -29,6 +29,7 @@ from steered_moe.records import Records
 from steered_moe.selection import preset
 from steered_moe.storage import read_repo
 from steered_moe.task_languages import BELEBELE
+from steered_moe.tasks import task
 
 PAPERS = {"1": paper1, "2": paper2}
 FOLDERS = ("belebele", "flores200", "gsm8k", "mgsm", "model_configs", "tico19", "tokenizers")
@@ -303,6 +304,21 @@ def test_a_plan_counts_systems_items_and_tokens(tmp_path: Path):
     assert plan["seconds"] == pytest.approx(written / 100 + read / 5000)
     few = dry_run(paper2, "qwen3-30b-a3b", tmp_path / "few", "--limit", "125")
     assert [row["items"] * 2 for row in few["steps"]] == [row["items"] for row in plan["steps"]]
+
+
+def test_settings_are_those_of_the_papers(tmp_path: Path):
+    """Their numbers, written down once more from the papers' descriptions."""
+    options = Options("qwen3-30b-a3b", tmp_path, data())
+    first, second = paper1.experiments(options), paper2.experiments(options)
+    assert (paper1.GENERAL.rows, paper1.MATHS.rows) == (488, 500)
+    assert [one.settings.part for one in (*first, *second)] == ["all"] * 4
+    for one in second:
+        sampling = one.settings.sampling
+        assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 0.8, 20)
+        assert (one.task.max_new_tokens, one.task.rule) == (4096, "final_number")
+        assert one.settings.chat
+        assert one.task.stops("de") == ()  # an answer may well say "Frage:" on its way
+    assert task("mgsm_direct").stops("de")
 
 
 def test_an_unknown_model_is_one_line(tmp_path: Path):

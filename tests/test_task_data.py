@@ -16,10 +16,10 @@ from test_corpora import card, jsonl, parquet, write
 
 from steered_moe import embedded
 from steered_moe.errors import CorpusError
-from steered_moe.task_data import MEDICINE, Item, embedded_problems
+from steered_moe.task_data import MEDICINE, REPEATED, Item, about, embedded_problems
 from steered_moe.task_languages import FLORES, MGSM_WORDS, MMLU_CLINICAL, NTREX, flores, usual
 from steered_moe.task_rows import embedded_corpus
-from steered_moe.tasks import TASKS
+from steered_moe.tasks import TASKS, part_of
 
 SHOT = {"question": "Question: 1+1?", "answer": "Step-by-Step Answer: It is 2. The answer is 2."}
 BELEBELE = [
@@ -410,3 +410,21 @@ def test_a_damaged_file_is_named(folder: Path) -> None:
     lines.write_text(json.dumps(row) + "\n", encoding="utf-8")
     with pytest.raises(CorpusError, match="belebele in en: a row without 'flores_passage'"):
         items("belebele", data=folder)
+
+
+def test_questions_of_two_subjects_are_one_and_the_same():
+    """MMLU has 78 questions in two of its medical subjects; both are in one part, and one draw."""
+    folder = real_data("mmlu_medicine").parent
+    items = TASKS["global_mmlu_medicine"].items("en", folder, part="all")
+    by_text: dict[str, set[str]] = {}
+    for item in items:
+        by_text.setdefault(item.prompt, set()).add(about(item.id))
+    assert all(len(names) == 1 for names in by_text.values())
+    assert len(items) - len(by_text) == len(REPEATED) == 78
+    assert len({about(item.id) for item in items}) == len(by_text)  # and nothing else is
+    dev, test = (
+        {item.prompt for item in items if part_of(item.id) == part} for part in ("dev", "test")
+    )
+    assert not dev & test
+    assert about("passage 7#1") == about("passage 7#2") == "passage 7"
+    assert about("0") == "0"
