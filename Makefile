@@ -22,7 +22,7 @@ demo: $(READY)
 	$(VENV)/bin/steered-moe inspect embedded
 
 test: lint browser
-	$(VENV)/bin/python -m pytest -n $(WORKERS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 # A Chromium for the tests of the demo; without one they are skipped.
 browser: $(READY)
@@ -40,7 +40,7 @@ $(READY): pyproject.toml constraints/cpu.txt
 	touch $@
 
 engines: $(ENGINES)/.installed
-	$(ENGINES)/bin/python -m pytest tests/engines -n $(WORKERS)
+	$(ENGINES)/bin/python -m pytest tests/engines -n $(WORKERS) --dist worksteal
 
 # torchvision and its like come as builds for CUDA, which do not load beside a torch for CPUs.
 $(ENGINES)/.installed: pyproject.toml constraints/cpu.txt
